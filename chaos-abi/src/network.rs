@@ -1,0 +1,137 @@
+//! The network family: `TARGETS`, `RULES` and `PEERS` of `cgroup_drop` and `tc_egress`.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::RULES_PER_TARGET;
+
+/// Names a rule in `RULES` and says which life of that slot is meant: a slot that was freed and
+/// handed out again has another generation, and then the reference is void.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleRef {
+    /// Index into `RULES`.
+    pub id: u32,
+    /// [`Rule::generation`] of the rule that is meant; 0 marks the end of the list.
+    pub generation: u32,
+}
+
+/// Value of `TARGETS`: the rules of one target.
+///
+/// The key is a `u64`: the cgroup id for `cgroup_drop`; for `tc_egress` the slot of a network
+/// device, which the filter carries as its classid (1 to 65 535).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Target {
+    /// Filled from the front; the first with generation 0 ends the list.
+    pub rules: [RuleRef; RULES_PER_TARGET],
+    /// `tc_egress`: ifindex of the end of the detour that packets are sent into; 0 without one.
+    pub detour_in: u32,
+    /// `tc_egress`: ifindex of the end of the detour that they come out of; 0 without one.
+    pub detour_out: u32,
+}
+
+/// Bits of [`Rule::flags`].
+pub mod flag {
+    /// Applies to packets that the target sends.
+    pub const EGRESS: u32 = 1 << 0;
+    /// Applies to packets that the target receives.
+    pub const INGRESS: u32 = 1 << 1;
+    /// Only packets to (egress) or from (ingress) an address in `PEERS` under [`super::Rule::peer_set`].
+    pub const PEERS: u32 = 1 << 2;
+    /// Count what would be done, do nothing (`spec.faultline.mode: Observe`).
+    pub const OBSERVE: u32 = 1 << 3;
+    /// The sender is told: `cgroup_drop` answers EPERM.
+    pub const DROP: u32 = 1 << 4;
+}
+
+/// One fault on one target.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Rule {
+    /// CLOCK_MONOTONIC nanoseconds after which the rule does nothing. Written alone, with one
+    /// aligned store, when a lease is renewed.
+    pub deadline_ns: u64,
+    /// Not zero and different for each life of this slot; 0 is a free slot.
+    pub generation: u32,
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// Only packets on this device; 0 is every device. `cgroup_drop` only.
+    pub ifindex: u32,
+    /// Key part of `PEERS`.
+    pub peer_set: u32,
+    /// Seed of all draws.
+    pub seed: u64,
+    /// `sample.percent` as a [`crate::sample::Threshold`].
+    pub sample_threshold: u64,
+    /// `sample.first`: only the first so many matching packets; 0 is no limit.
+    pub sample_first: u64,
+    /// `sample.every`: only each so many-th matching packet; 0 and 1 are all.
+    pub sample_every: u64,
+    /// Probability of loss as a [`crate::sample::Threshold`]; `tc_egress` only.
+    pub loss_threshold: u64,
+    /// Nanoseconds that a packet waits; 0 is no delay; `tc_egress` only.
+    pub delay_ns: u64,
+    /// Only packets of sockets in this cgroup; 0 is all. `tc_egress` on a device that others use too.
+    pub cgroup_id: u64,
+    /// Depth of [`Self::cgroup_id`] below the root of the hierarchy (the root is 0).
+    pub cgroup_depth: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// Key of `PEERS`: one address of one set. IPv4 addresses are IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct PeerKey {
+    /// [`Rule::peer_set`].
+    pub set: u32,
+    /// Network byte order.
+    pub addr: [u8; 16],
+}
+
+/// Length of `PEERS`: addresses of all rules of a node.
+pub const MAX_PEERS: u32 = 262_144;
+
+/// Length of `TARGETS`.
+pub const MAX_TARGETS: u32 = 4_096;
+
+/// Length of `DEPTHS`: how many different depths of target cgroups a node can have at a time.
+pub const MAX_DEPTHS: u32 = 4;
+
+/// The IPv4-mapped form of an IPv4 address.
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}
+
+/// The deadline of a packet that is delayed now: never later than the rule's own deadline, so
+/// that nothing is held back after the fault has ended. All in CLOCK_MONOTONIC nanoseconds.
+#[inline(always)]
+pub const fn release_at(now_ns: u64, delay_ns: u64, deadline_ns: u64) -> u64 {
+    let at = now_ns.saturating_add(delay_ns);
+    if at < deadline_ns { at } else { deadline_ns }
+}
+
+const _: () = {
+    assert!(size_of::<Target>() == 8 * RULES_PER_TARGET + 8);
+    assert!(size_of::<Rule>() == 88);
+    assert!(size_of::<PeerKey>() == 20);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_address_is_the_one_the_standard_library_makes() {
+        let v4 = core::net::Ipv4Addr::new(10, 244, 0, 7);
+        assert_eq!(mapped(v4.octets()), v4.to_ipv6_mapped().octets());
+    }
+
+    #[test]
+    fn no_packet_is_held_past_the_deadline() {
+        assert_eq!(release_at(100, 50, 1000), 150);
+        assert_eq!(release_at(980, 50, 1000), 1000);
+        assert_eq!(release_at(u64::MAX - 1, 50, 1000), 1000);
+    }
+}

@@ -1,0 +1,58 @@
+//! What a node can do, as data.
+
+use serde::Serialize;
+
+/// Hook and effect that carry a fault out. The same stem names the kernel program, the agent's
+/// module and the label of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mechanism {
+    /// `cgroup_skb` on the root cgroup, keyed by cgroup id: the sender gets EPERM.
+    CgroupDrop,
+    /// tc on the target's device: loss, and delay by our own detour device with fq.
+    TcEgress,
+}
+
+impl Mechanism {
+    /// All of them, in the order of `doctor`.
+    pub const ALL: [Self; 2] = [Self::CgroupDrop, Self::TcEgress];
+
+    /// The stem: file name, label of metrics, word in status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CgroupDrop => "cgroup_drop",
+            Self::TcEgress => "tc_egress",
+        }
+    }
+}
+
+/// Whether a node has a mechanism.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Capability {
+    /// Which one.
+    pub mechanism: Mechanism,
+    /// Tried on this node: it works.
+    pub supported: bool,
+    /// Why not, or what is limited; empty when all is well.
+    pub reason: String,
+}
+
+/// Of all mechanisms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// `uname -r`
+    pub kernel: String,
+    /// One for each of [`Mechanism::ALL`].
+    pub mechanisms: Vec<Capability>,
+}
+
+impl Capabilities {
+    /// Why this mechanism cannot be had; `None` when it can.
+    pub fn lacks(&self, mechanism: Mechanism) -> Option<&str> {
+        match self.mechanisms.iter().find(|c| c.mechanism == mechanism) {
+            Some(found) if found.supported => None,
+            Some(found) => Some(&found.reason),
+            None => Some("not probed on this node"),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Pure decisions of a node: which mechanism carries out a fault, and which steps lead from what
+//! the kernel holds to what is desired. No I/O, no clocks, no aya, tokio, kube or tonic.
+#![forbid(unsafe_code)]
+
+pub mod capabilities;
+pub mod fault;
+pub mod observed;
