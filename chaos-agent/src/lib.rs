@@ -1,0 +1,4 @@
+//! The agent of a node: daemon and command line. The library is what both are made of; it is one
+//! only so that tests can reach it.
+
+pub mod target;
