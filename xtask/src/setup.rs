@@ -1,0 +1,27 @@
+//! `cargo xtask setup`: everything that a build, a test or a cluster needs, from the Debian packages
+//! to the root file system of a node. Each part is a function `ensure` that does nothing if it has
+//! nothing to do, so commands call just the parts that they need.
+
+pub(crate) mod apt;
+pub(crate) mod bpf_linker;
+pub(crate) mod debs;
+pub(crate) mod kernels;
+pub(crate) mod rust;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+/// `cargo xtask setup`.
+///
+/// # Errors
+/// The first part that failed. What was made before stays; run it again to go on.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    apt::ensure()?;
+    rust::ensure()?;
+    bpf_linker::ensure()?;
+    for pin in kernels::pins(root)? {
+        kernels::ensure(&pin)?;
+    }
+    Ok(())
+}

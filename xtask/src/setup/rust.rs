@@ -1,0 +1,68 @@
+//! The parts of the Rust toolchain that `rust-toolchain.toml` cannot ask for by itself where
+//! rustup's automatic installation is off.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::step;
+
+const COMPONENTS: [&str; 3] = ["rust-src", "rustfmt", "clippy"];
+
+/// Agent, operator and probe are static binaries.
+pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Adds what is missing to the active toolchain.
+///
+/// # Errors
+/// If rustup is missing or cannot fetch a component.
+pub(crate) fn ensure() -> Result<()> {
+    let installed =
+        step::output(Command::new("rustup").args(["component", "list", "--installed"]))?;
+    let missing = missing(&installed);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step::step("Rust components", |step| {
+        for part in missing {
+            if part == STATIC_TARGET {
+                step.run(Command::new("rustup").args(["target", "add", part]))?;
+            } else {
+                step.run(Command::new("rustup").args(["component", "add", part]))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// rustup lists components with the host's name after them, and targets as `rust-std-<target>`.
+fn missing(installed: &str) -> Vec<&'static str> {
+    let has = |prefix: &str| {
+        installed
+            .lines()
+            .any(|line| line.trim().starts_with(prefix))
+    };
+    let mut missing: Vec<_> = COMPONENTS
+        .into_iter()
+        .filter(|component| !has(component))
+        .collect();
+    if !has(&format!("rust-std-{STATIC_TARGET}")) {
+        missing.push(STATIC_TARGET);
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_missing_parts_are_added() {
+        let all = "clippy-x86_64-unknown-linux-gnu\nrust-src\nrust-std-x86_64-unknown-linux-musl\nrustfmt-x86_64-unknown-linux-gnu\n";
+        assert!(missing(all).is_empty());
+        assert_eq!(
+            missing("rust-src\nclippy-x86_64\n"),
+            ["rustfmt", STATIC_TARGET]
+        );
+    }
+}
