@@ -2,3 +2,4 @@
 //! only so that tests can reach it.
 
 pub mod target;
+pub mod wire;

@@ -5,6 +5,8 @@
 
 mod names;
 
+pub use names::is_id;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -368,7 +370,7 @@ impl Finder {
 }
 
 fn check_id(what: &'static str, value: &str) -> Result<(), TargetError> {
-    if names::is_id(value) {
+    if is_id(value) {
         return Ok(());
     }
     Err(TargetError::BadPath {

@@ -1,7 +1,12 @@
-//! `agent.proto` and the code generated from it. No logic.
+//! `proto/*.proto` and the code generated from them. No logic.
 #![forbid(unsafe_code)]
 
 /// Messages and services of `proto/agent.proto`, which has the documentation.
+pub use faultline::agent::v1 as agent;
+/// Messages and services of `proto/local.proto`, which has the documentation.
+pub use faultline::local::v1 as local;
+
+/// One module per part of a package's name: generated code refers to other packages by `super`.
 #[expect(
     missing_docs,
     unused_qualifications,
@@ -9,6 +14,15 @@
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
-pub mod agent {
-    tonic::include_proto!("faultline.agent.v1");
+mod faultline {
+    pub(crate) mod agent {
+        pub mod v1 {
+            tonic::include_proto!("faultline.agent.v1");
+        }
+    }
+    pub(crate) mod local {
+        pub mod v1 {
+            tonic::include_proto!("faultline.local.v1");
+        }
+    }
 }

@@ -64,7 +64,7 @@ pub(super) fn is_monitor(name: &str) -> bool {
 }
 
 /// Whether the text can be an id at all: what comes from a peer is never a path.
-pub(super) fn is_id(text: &str) -> bool {
+pub fn is_id(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= MAX_ID
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
