@@ -1,0 +1,5 @@
+//! Tests of what every other test stands on.
+
+mod guards;
+mod kernel;
+mod peers;

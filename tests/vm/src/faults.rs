@@ -1,0 +1,1 @@
+//! One file of tests per fault, named as the fault's page in `docs/faults/`.

@@ -1,0 +1,106 @@
+//! Tests and roles register themselves: there is no list to forget.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+/// One test. Made by [`vm_test!`](crate::vm_test).
+pub struct Test {
+    /// `module_path!()` of where it is.
+    pub module: &'static str,
+    /// Name of the function: a sentence.
+    pub name: &'static str,
+    /// It is killed, and has failed, after this time.
+    pub limit: Duration,
+    /// The test.
+    pub run: fn() -> Result<()>,
+}
+
+inventory::collect!(Test);
+
+impl Test {
+    /// `faults::partition::the_sender_gets_eperm`
+    pub fn full_name(&self) -> String {
+        let module = self
+            .module
+            .split_once("::")
+            .map_or(self.module, |(_, rest)| rest);
+        format!("{module}::{}", self.name)
+    }
+
+    /// Those whose name contains `only`, by name.
+    pub fn all(only: &str) -> Vec<&'static Test> {
+        let mut tests: Vec<_> = inventory::iter::<Test>()
+            .filter(|t| t.full_name().contains(only))
+            .collect();
+        tests.sort_by_key(|t| t.full_name());
+        tests
+    }
+}
+
+/// One thing that a child process of a test can be. Made by [`vm_role!`](crate::vm_role).
+pub struct Role {
+    /// Unique.
+    pub name: &'static str,
+    /// Runs in the child with its arguments as JSON.
+    pub run: fn(&str) -> Result<()>,
+}
+
+inventory::collect!(Role);
+
+impl Role {
+    /// The role of this name.
+    pub fn find(name: &str) -> Option<&'static Role> {
+        inventory::iter::<Role>().find(|r| r.name == name)
+    }
+}
+
+/// Registers a function `fn() -> anyhow::Result<()>` as a test. It may run for 60 s, or for
+/// `limit` seconds. A function that is not registered is dead code, and the compiler says so.
+#[macro_export]
+macro_rules! vm_test {
+    ($function:ident) => {
+        $crate::vm_test!($function, limit = 60);
+    };
+    ($function:ident, limit = $seconds:expr) => {
+        $crate::inventory::submit! {
+            $crate::registry::Test {
+                module: module_path!(),
+                name: stringify!($function),
+                limit: std::time::Duration::from_secs($seconds),
+                run: $function,
+            }
+        }
+    };
+}
+
+/// Registers a function `fn(&str) -> anyhow::Result<()>` as a role for
+/// [`Place::spawn`](crate::process::Place::spawn).
+#[macro_export]
+macro_rules! vm_role {
+    ($name:expr, $function:ident) => {
+        $crate::inventory::submit! {
+            $crate::registry::Role { name: $name, run: $function }
+        }
+    };
+}
+
+/// The error of a test that cannot run here. It is a result of its own, counted and listed.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "skipped: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// Leaves the test: `return skip("no tcx before 6.6");`
+///
+/// # Errors
+/// Always: that is how the runner is told.
+pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skip(reason.into()).into())
+}
