@@ -43,12 +43,33 @@ mod tests {
     #[test]
     fn merge_sums_counts_and_keeps_the_earliest_first_and_the_latest_last() {
         let idle = Counters::default();
-        let a = Counters { matched: 5, injected: 2, first_ns: 70, last_ns: 90, ..idle };
-        let b = Counters { matched: 1, injected: 1, first_ns: 60, last_ns: 60, ..idle };
+        let a = Counters {
+            matched: 5,
+            injected: 2,
+            first_ns: 70,
+            last_ns: 90,
+            ..idle
+        };
+        let b = Counters {
+            matched: 1,
+            injected: 1,
+            first_ns: 60,
+            last_ns: 60,
+            ..idle
+        };
         let mut sum = idle;
         for part in [&a, &idle, &b] {
             sum.merge(part);
         }
-        assert_eq!(sum, Counters { matched: 6, injected: 3, first_ns: 60, last_ns: 90, ..idle });
+        assert_eq!(
+            sum,
+            Counters {
+                matched: 6,
+                injected: 3,
+                first_ns: 60,
+                last_ns: 90,
+                ..idle
+            }
+        );
     }
 }

@@ -24,10 +24,14 @@ pub struct RuleRef {
 pub struct Target {
     /// Filled from the front; the first with generation 0 ends the list.
     pub rules: [RuleRef; RULES_PER_TARGET],
+    /// `tc_egress`: ifindex of the target's device, where the detour leads back to.
+    pub device: u32,
     /// `tc_egress`: ifindex of the end of the detour that packets are sent into; 0 without one.
     pub detour_in: u32,
     /// `tc_egress`: ifindex of the end of the detour that they come out of; 0 without one.
     pub detour_out: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// Bits of [`Rule::flags`].
@@ -101,7 +105,9 @@ pub const MAX_DEPTHS: u32 = 4;
 /// The IPv4-mapped form of an IPv4 address.
 #[inline(always)]
 pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
+    ]
 }
 
 /// The deadline of a packet that is delayed now: never later than the rule's own deadline, so
@@ -113,7 +119,7 @@ pub const fn release_at(now_ns: u64, delay_ns: u64, deadline_ns: u64) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<Target>() == 8 * RULES_PER_TARGET + 8);
+    assert!(size_of::<Target>() == 8 * RULES_PER_TARGET + 16);
     assert!(size_of::<Rule>() == 88);
     assert!(size_of::<PeerKey>() == 20);
 };

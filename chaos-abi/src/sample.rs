@@ -39,7 +39,11 @@ pub const fn hit(seed: u64, stream: Stream, n: u64, threshold: Threshold) -> boo
 
 /// The threshold of a probability in parts per million (0 to 1 000 000; more counts as 1).
 pub const fn threshold_ppm(ppm: u32) -> Threshold {
-    if ppm >= 1_000_000 { ALWAYS } else { ppm as u64 * ALWAYS / 1_000_000 }
+    if ppm >= 1_000_000 {
+        ALWAYS
+    } else {
+        ppm as u64 * ALWAYS / 1_000_000
+    }
 }
 
 #[cfg(test)]

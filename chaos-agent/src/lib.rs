@@ -1,5 +1,10 @@
 //! The agent of a node: daemon and command line. The library is what both are made of; it is one
 //! only so that tests can reach it.
 
+pub mod executor;
+pub mod journal;
+pub mod kernel;
+pub mod mechanism;
+pub mod node;
 pub mod target;
 pub mod wire;

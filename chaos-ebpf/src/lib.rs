@@ -1,2 +1,177 @@
-//! What all kernel programs share.
+//! What all kernel programs share: is anything armed, which rules apply, which packets are hit,
+//! what is counted. The programs themselves are in `src/bin/`, one object each.
+//!
+//! Maps that are defined here land in every object; all of them are pinned by name, so that the
+//! objects of a node share them.
 #![cfg_attr(target_arch = "bpf", no_std)]
+// The BPF target of rustc says that it has no read-modify-write atomics, though BPF has them
+// (since Linux 5.12, `BPF_ATOMIC | BPF_FETCH`); the intrinsic is the only way to them.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
+
+pub mod network;
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray};
+use chaos_abi::counters::Counters;
+use chaos_abi::network::{Rule, flag};
+use chaos_abi::sample::{self, Stream};
+use chaos_abi::{MAX_RULES, control};
+
+/// Words of the node, see [`chaos_abi::control`].
+#[map]
+static CONTROL: Array<u32> = Array::pinned(control::WORDS, 0);
+
+/// What every rule did, per CPU.
+#[map]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(MAX_RULES, 0);
+
+/// Number of the next matching packet of a rule, over all CPUs; only rules that draw use it.
+#[map]
+static SEQUENCES: Array<u64> = Array::pinned(MAX_RULES, 0);
+
+/// Whether any rule of the node may act.
+#[inline(always)]
+pub fn armed() -> bool {
+    let word = |index| CONTROL.get(index).copied().unwrap_or(0);
+    word(control::ARMED) != 0 && word(control::HALTED) == 0
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the clock of deadlines and of fq.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: the helper takes no arguments and only reads the clock.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// What happened to a packet that a rule applies to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It matched and was not drawn.
+    Passed,
+    /// The fault was done to it.
+    Injected,
+    /// It would have been done to it.
+    WouldInject,
+    /// A helper failed and the fault was not done.
+    Failed,
+}
+
+/// Counts one packet of rule `id`.
+#[inline(always)]
+pub fn count(id: u32, outcome: Outcome, now: u64) {
+    let Some(counters) = COUNTERS.get_ptr_mut(id) else {
+        return;
+    };
+    // SAFETY: a pointer to this CPU's value, which the verifier has seen checked against null;
+    // programs do not migrate while they run, and softirq nesting can at most lose a count.
+    let counters = unsafe { &mut *counters };
+    counters.matched += 1;
+    match outcome {
+        Outcome::Passed => {}
+        Outcome::Injected => {
+            counters.injected += 1;
+            if counters.first_ns == 0 {
+                counters.first_ns = now;
+            }
+            counters.last_ns = now;
+        }
+        Outcome::WouldInject => counters.would_inject += 1,
+        Outcome::Failed => counters.failed += 1,
+    }
+}
+
+/// Corrects the count of a packet that [`Outcome::Injected`] was counted for: the helper that
+/// should have done it failed.
+#[inline(always)]
+pub fn count_failed(id: u32) {
+    let Some(counters) = COUNTERS.get_ptr_mut(id) else {
+        return;
+    };
+    // SAFETY: as in `count`.
+    let counters = unsafe { &mut *counters };
+    counters.injected = counters.injected.saturating_sub(1);
+    counters.failed += 1;
+}
+
+/// The draws for one matching packet.
+pub struct Draw {
+    seed: u64,
+    n: u64,
+}
+
+impl Draw {
+    /// Takes the next number of rule `id`, if the rule draws at all: an atomic add on a word that
+    /// all CPUs share is spared otherwise.
+    #[inline(always)]
+    pub fn next(id: u32, rule: &Rule) -> Self {
+        let draws = rule.sample_threshold < sample::ALWAYS
+            || rule.sample_first != 0
+            || rule.sample_every > 1
+            || (rule.loss_threshold != 0 && rule.loss_threshold < sample::ALWAYS);
+        let mut n = 0;
+        if draws && let Some(sequence) = SEQUENCES.get_ptr_mut(id) {
+            // SAFETY: a checked pointer to an aligned u64 in an array map; every program uses
+            // this atomic add, and user space writes only while no rule refers to it.
+            n = unsafe { fetch_add(sequence) };
+        }
+        Self { seed: rule.seed, n }
+    }
+
+    /// Whether `spec.faultline.sample` lets the fault be done to this packet.
+    #[inline(always)]
+    pub fn sampled(&self, rule: &Rule) -> bool {
+        (rule.sample_first == 0 || self.n < rule.sample_first)
+            && (rule.sample_every <= 1 || self.n % rule.sample_every == 0)
+            && self.hit(Stream::Sample, rule.sample_threshold)
+    }
+
+    /// Whether an event of this probability happens to this packet.
+    #[inline(always)]
+    pub fn hit(&self, stream: Stream, threshold: u64) -> bool {
+        sample::hit(self.seed, stream, self.n, threshold)
+    }
+}
+
+/// Adds 1 and returns what was there before.
+///
+/// # Safety
+/// `word` is valid, aligned and only changed atomically by others.
+#[inline(always)]
+unsafe fn fetch_add(word: *mut u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: as the caller says.
+    return unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+            word, 1,
+        )
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as the caller says.
+    return unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }
+        .fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Injected, or only counted in mode Observe.
+#[inline(always)]
+pub fn done(rule: &Rule) -> Outcome {
+    if rule.flags & flag::OBSERVE != 0 {
+        Outcome::WouldInject
+    } else {
+        Outcome::Injected
+    }
+}
+
+/// Helpers that this program uses are GPL-only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can come here.
+    loop {}
+}

@@ -3,5 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
+pub mod choose;
 pub mod fault;
 pub mod observed;
+pub mod plan;

@@ -1,0 +1,779 @@
+//! The one place that changes the kernel: makes the rules of a fault and removes them, in reverse
+//! on failure. When that is due is decided by chaos-planner and `node.rs`.
+//!
+//! Order matters to a packet that passes meanwhile. Arming writes peers, then rules, then the
+//! target's list, which makes them visible at once; disarming goes the other way.
+
+mod allocate;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::maps::MapError;
+use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag};
+use chaos_abi::sample::{ALWAYS, threshold_ppm};
+use chaos_abi::{RULES_PER_TARGET, control};
+use chaos_planner::capabilities::{Capabilities, Mechanism};
+use chaos_planner::choose::{Unsupported, choose};
+use chaos_planner::fault::{Effect, Fault, Mode, NetworkEffect, TargetRef};
+use chaos_planner::observed::Counts;
+use serde::{Deserialize, Serialize};
+
+use self::allocate::{Ids, Slots};
+use crate::kernel::maps::{Pinned, TargetKind};
+use crate::kernel::{clock, netns};
+use crate::mechanism::MechanismError;
+use crate::mechanism::cgroup_drop::CgroupDrop;
+use crate::mechanism::tc_egress::{Device, TcEgress};
+use crate::target::{Finder, Resolved, TargetError};
+
+/// A fault that the kernel holds, with all that is needed to remove it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Armed {
+    /// What was asked.
+    pub fault: Fault,
+    /// What its rules say, CLOCK_MONOTONIC nanoseconds.
+    pub deadline_ns: u64,
+    /// When it was armed, CLOCK_MONOTONIC nanoseconds.
+    pub armed_ns: u64,
+    /// Its rules, one per mechanism.
+    pub rules: Vec<ArmedRule>,
+    /// Its set in `PEERS`; 0 without one.
+    pub peer_set: u32,
+    /// Where its target was found.
+    pub place: Place,
+    /// Seed of its draws.
+    pub seed: u64,
+}
+
+/// Where a target was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Cgroup id.
+    pub cgroup_id: u64,
+    /// Levels below the root of the hierarchy.
+    pub depth: u32,
+    /// Namespace file of one of its processes; may be stale.
+    pub netns: Option<PathBuf>,
+    /// Inode of its network namespace; 0 without one.
+    pub netns_inode: u64,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArmedRule {
+    /// Stem of its mechanism.
+    pub mechanism: MechanismName,
+    /// Key of its target.
+    pub key: u64,
+    /// Index into `RULES`.
+    pub id: u32,
+    /// Which life of that slot.
+    pub generation: u32,
+    /// What the kernel was told, without deadline.
+    pub ifindex: u32,
+}
+
+/// [`Mechanism`] as the journal writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MechanismName {
+    /// [`Mechanism::CgroupDrop`]
+    CgroupDrop,
+    /// [`Mechanism::TcEgress`]
+    TcEgress,
+}
+
+impl From<MechanismName> for Mechanism {
+    fn from(name: MechanismName) -> Self {
+        match name {
+            MechanismName::CgroupDrop => Self::CgroupDrop,
+            MechanismName::TcEgress => Self::TcEgress,
+        }
+    }
+}
+
+impl From<MechanismName> for TargetKind {
+    fn from(name: MechanismName) -> Self {
+        match name {
+            MechanismName::CgroupDrop => Self::Cgroup,
+            MechanismName::TcEgress => Self::Device,
+        }
+    }
+}
+
+/// Failed to arm a fault; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum ArmError {
+    /// Will never work here.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// The target was not found.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The kernel or a file refused.
+    #[error(transparent)]
+    Mechanism(#[from] MechanismError),
+    /// A limit of this node.
+    #[error("{what}: this node holds at most {limit}; remove another fault first")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        limit: usize,
+    },
+    /// A BPF map refused.
+    #[error("failed to write a BPF map: {0}")]
+    Map(#[from] MapError),
+}
+
+/// A device, and since when nothing is armed on it.
+struct Attached {
+    device: Device,
+    drained_at: Option<u64>,
+}
+
+/// Owner of everything that this node changes.
+pub struct Executor {
+    maps: Pinned,
+    finder: Finder,
+    proc_root: PathBuf,
+    root_netns: u64,
+    cgroup_drop: Option<CgroupDrop>,
+    tc_egress: Option<TcEgress>,
+    devices: Vec<Attached>,
+    ids: Ids,
+}
+
+impl Executor {
+    /// Takes over maps and programs. `devices` are those that a predecessor attached to.
+    pub fn new(
+        maps: Pinned,
+        finder: Finder,
+        proc_root: PathBuf,
+        cgroup_drop: Option<CgroupDrop>,
+        tc_egress: Option<TcEgress>,
+        devices: Vec<Device>,
+    ) -> Self {
+        let root_netns = netns::inode(&proc_root.join("1/ns/net")).unwrap_or(0);
+        let devices = devices
+            .into_iter()
+            .map(|device| Attached {
+                device,
+                drained_at: None,
+            })
+            .collect();
+        let ids = Ids::default();
+        Self {
+            maps,
+            finder,
+            proc_root,
+            root_netns,
+            cgroup_drop,
+            tc_egress,
+            devices,
+            ids,
+        }
+    }
+
+    /// The maps, to read.
+    pub fn maps(&self) -> &Pinned {
+        &self.maps
+    }
+
+    /// Whether what the journal tells of is what the kernel holds; then its ids are taken.
+    pub fn adopt(&mut self, armed: &Armed) -> bool {
+        let held = armed.rules.iter().all(|rule| {
+            self.maps
+                .rule(rule.id)
+                .is_ok_and(|found| found.generation == rule.generation)
+        });
+        if held {
+            self.ids
+                .take(armed.rules.iter().map(|rule| rule.id), armed.peer_set);
+        }
+        held
+    }
+
+    /// Removes every rule, target and peer that none of these faults has: what a predecessor left
+    /// half done.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn sweep(&mut self, keep: &[&Armed]) -> Result<usize, MapError> {
+        let rules: Vec<_> = keep.iter().flat_map(|armed| &armed.rules).collect();
+        let mut swept = 0;
+        for kind in [TargetKind::Cgroup, TargetKind::Device] {
+            for (key, mut target) in self.maps.targets(kind)? {
+                let known = |r: &RuleRef| {
+                    rules.iter().any(|rule| {
+                        (rule.id, rule.generation) == (r.id, r.generation) && rule.key == key
+                    })
+                };
+                if retain(&mut target, known) {
+                    swept += 1;
+                    self.put_target(kind, key, target)?;
+                }
+            }
+        }
+        for (id, _) in self.maps.rules()? {
+            if !rules.iter().any(|rule| rule.id == id) {
+                swept += 1;
+                self.maps.set_rule(id, Rule::default())?;
+            }
+        }
+        for key in self.maps.peers()? {
+            if !keep.iter().any(|armed| armed.peer_set == key.set) {
+                self.maps.remove_peer(key)?;
+            }
+        }
+        self.tell_armed(keep)?;
+        Ok(swept)
+    }
+
+    /// Finds the target, chooses mechanisms, takes ids: everything but the act.
+    ///
+    /// # Errors
+    /// [`ArmError`]
+    pub fn prepare(
+        &mut self,
+        fault: &Fault,
+        deadline_ns: u64,
+        capabilities: &Capabilities,
+    ) -> Result<Armed, ArmError> {
+        let mechanisms = choose(&fault.effect, &fault.target, capabilities)?;
+        let found = self.find(&fault.target)?;
+        let Effect::Network(effect) = &fault.effect;
+        let pod = matches!(
+            fault.target,
+            TargetRef::Pod {
+                host_network: false,
+                ..
+            }
+        );
+        let mut rules = Vec::new();
+        for mechanism in mechanisms {
+            rules.push(match mechanism {
+                Mechanism::CgroupDrop => ArmedRule {
+                    mechanism: MechanismName::CgroupDrop,
+                    key: found.pod_cgroup_id,
+                    id: 0,
+                    generation: 0,
+                    ifindex: cgroup_device(&found, effect, pod)?,
+                },
+                Mechanism::TcEgress => {
+                    let slot = self.device(&found, effect, pod)?;
+                    ArmedRule {
+                        mechanism: MechanismName::TcEgress,
+                        key: u64::from(slot),
+                        id: 0,
+                        generation: 0,
+                        ifindex: 0,
+                    }
+                }
+            });
+        }
+        for rule in &mut rules {
+            (rule.id, rule.generation) = self.ids.rule(&self.maps)?;
+        }
+        let peer_set = if effect.peers.is_some() {
+            self.ids.peer_set()
+        } else {
+            0
+        };
+        Ok(Armed {
+            seed: fault
+                .sample
+                .seed
+                .unwrap_or_else(|| RandomState::new().build_hasher().finish()),
+            fault: fault.clone(),
+            deadline_ns,
+            armed_ns: clock::now_ns(),
+            rules,
+            peer_set,
+            place: Place {
+                cgroup_id: found.pod_cgroup_id,
+                depth: found.depth,
+                netns: found.netns,
+                netns_inode: found.netns_inode,
+            },
+        })
+    }
+
+    /// Attaches what is missing and makes the rules. `all` is everything that will be armed then,
+    /// this one included.
+    ///
+    /// # Errors
+    /// [`ArmError`]; nothing of it is left.
+    pub fn arm(&mut self, armed: &mut Armed, all: &[&Armed]) -> Result<(), ArmError> {
+        let result = self.try_arm(armed, all);
+        if result.is_err() {
+            // The first error is the one to tell; the sweep of the next agent gets what is left.
+            if let Err(error) = self.disarm(armed) {
+                tracing::warn!(fault = %armed.fault.id, %error, "failed to undo");
+            }
+        }
+        result
+    }
+
+    fn try_arm(&mut self, armed: &mut Armed, all: &[&Armed]) -> Result<(), ArmError> {
+        let Effect::Network(effect) = armed.fault.effect.clone();
+        for rule in &armed.rules {
+            if rule.mechanism == MechanismName::TcEgress {
+                self.attach_device(armed, rule.key, &effect)?;
+            }
+        }
+        for peer in effect.peers.iter().flatten() {
+            self.maps.insert_peer(peer_key(armed.peer_set, *peer))?;
+        }
+        self.tell_depths(all)?;
+        for rule in &armed.rules {
+            self.maps.reset_counters(rule.id)?;
+            self.maps
+                .set_rule(rule.id, self.kernel_rule(armed, rule, &effect))?;
+        }
+        self.tell_armed(all)?;
+        for rule in &armed.rules {
+            let kind = rule.mechanism.into();
+            let mut target = self.target(rule)?;
+            let free =
+                target
+                    .rules
+                    .iter_mut()
+                    .find(|r| r.generation == 0)
+                    .ok_or(ArmError::Full {
+                        what: "faults on one target",
+                        limit: RULES_PER_TARGET,
+                    })?;
+            *free = RuleRef {
+                id: rule.id,
+                generation: rule.generation,
+            };
+            self.maps.set_target(kind, rule.key, target)?;
+        }
+        armed.armed_ns = clock::now_ns();
+        Ok(())
+    }
+
+    /// Removes all traces of a fault. Safe to repeat, and for what was only prepared.
+    ///
+    /// # Errors
+    /// What the kernel answers; what could be removed is.
+    pub fn disarm(&mut self, armed: &Armed) -> Result<(), MapError> {
+        for rule in &armed.rules {
+            let kind = rule.mechanism.into();
+            if let Some(mut target) = self.maps.target(kind, rule.key)?
+                && retain(&mut target, |r| {
+                    (r.id, r.generation) != (rule.id, rule.generation)
+                })
+            {
+                self.put_target(kind, rule.key, target)?;
+            }
+            if self.maps.rule(rule.id)?.generation == rule.generation {
+                self.maps.set_rule(rule.id, Rule::default())?;
+            }
+        }
+        let Effect::Network(effect) = &armed.fault.effect;
+        for peer in effect.peers.iter().flatten() {
+            self.maps.remove_peer(peer_key(armed.peer_set, *peer))?;
+        }
+        self.ids.give_back(armed.rules.iter().map(|rule| rule.id));
+        Ok(())
+    }
+
+    /// After faults went: the words that say what is armed, and devices that have nothing left to
+    /// do. `all` is everything that is armed now.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn settle(&mut self, all: &[&Armed]) -> Result<(), MapError> {
+        self.tell_armed(all)?;
+        self.tell_depths(all).map_err(|error| match error {
+            ArmError::Map(error) => error,
+            // Fewer depths than before cannot be too many.
+            _ => MapError::KeyNotFound,
+        })?;
+        let now = clock::now_ns();
+        for attached in &mut self.devices {
+            let used = |armed: &&&Armed| {
+                armed.rules.iter().any(|rule| {
+                    rule.mechanism == MechanismName::TcEgress
+                        && rule.key == u64::from(attached.device.slot)
+                })
+            };
+            if all.iter().any(|armed| used(&armed)) {
+                attached.drained_at = None;
+            } else if attached.drained_at.is_none() {
+                let margin = Duration::from_millis(20);
+                let wait = attached.device.longest_delay + margin;
+                attached.drained_at = Some(now.saturating_add(wait.as_nanos() as u64));
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches from devices whose packets have all arrived; returns when the next one will be.
+    pub fn drain(&mut self) -> Option<u64> {
+        let now = clock::now_ns();
+        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.devices)
+            .into_iter()
+            .partition(|attached| attached.drained_at.is_some_and(|at| at <= now));
+        self.devices = rest;
+        for mut attached in due {
+            if let Err(error) = self.detach_device(&attached.device) {
+                tracing::warn!(device = %attached.device.name, %error, "failed to detach; will try again");
+                attached.drained_at = Some(now + 1_000_000_000);
+                self.devices.push(attached);
+            }
+        }
+        self.devices
+            .iter()
+            .filter_map(|attached| attached.drained_at)
+            .min()
+    }
+
+    /// Whether this fault has left anything in the kernel, its device included.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn traces(&self, armed: &Armed) -> Result<Option<&'static str>, MapError> {
+        for rule in &armed.rules {
+            if self.maps.rule(rule.id)?.generation == rule.generation {
+                return Ok(Some("a rule"));
+            }
+            let target = self
+                .maps
+                .target(rule.mechanism.into(), rule.key)?
+                .unwrap_or_default();
+            if target.rules.contains(&RuleRef {
+                id: rule.id,
+                generation: rule.generation,
+            }) {
+                return Ok(Some("an entry of its target"));
+            }
+            let draining = |attached: &Attached| {
+                u64::from(attached.device.slot) == rule.key && attached.drained_at.is_some()
+            };
+            if rule.mechanism == MechanismName::TcEgress && self.devices.iter().any(draining) {
+                return Ok(Some("packets on the way"));
+            }
+        }
+        if armed.peer_set != 0
+            && self
+                .maps
+                .peers()?
+                .iter()
+                .any(|key| key.set == armed.peer_set)
+        {
+            return Ok(Some("a peer"));
+        }
+        Ok(None)
+    }
+
+    /// Writes another deadline into all rules of a fault.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn renew(&mut self, armed: &mut Armed, deadline_ns: u64) -> Result<(), MapError> {
+        for rule in &armed.rules {
+            let mut found = self.maps.rule(rule.id)?;
+            if found.generation == rule.generation {
+                found.deadline_ns = deadline_ns;
+                self.maps.set_rule(rule.id, found)?;
+            }
+        }
+        armed.deadline_ns = deadline_ns;
+        Ok(())
+    }
+
+    /// Replaces the addresses that a fault is limited to: new ones first.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_peers(&mut self, armed: &mut Armed, fault: &Fault) -> Result<(), MapError> {
+        let peers = |fault: &Fault| {
+            let Effect::Network(effect) = &fault.effect;
+            effect.peers.clone().unwrap_or_default()
+        };
+        let (old, new) = (peers(&armed.fault), peers(fault));
+        for peer in new.iter().filter(|peer| !old.contains(peer)) {
+            self.maps.insert_peer(peer_key(armed.peer_set, *peer))?;
+        }
+        for peer in old.iter().filter(|peer| !new.contains(peer)) {
+            self.maps.remove_peer(peer_key(armed.peer_set, *peer))?;
+        }
+        armed.fault = fault.clone();
+        Ok(())
+    }
+
+    /// What the kernel counted, and the CLOCK_MONOTONIC nanoseconds of the first hit.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn counts(&self, armed: &Armed) -> Result<(Counts, Option<u64>), MapError> {
+        let mut sum = chaos_abi::counters::Counters::default();
+        for rule in &armed.rules {
+            sum.merge(&self.maps.counters(rule.id)?);
+        }
+        let counts = Counts {
+            matched: sum.matched,
+            injected: sum.injected,
+            would_inject: sum.would_inject,
+            failed: sum.failed,
+        };
+        Ok((counts, (sum.first_ns != 0).then_some(sum.first_ns)))
+    }
+
+    /// Where the target of a fault is now; compare with [`Armed::place`].
+    ///
+    /// # Errors
+    /// [`TargetError`]
+    pub fn find(&self, target: &TargetRef) -> Result<Resolved, TargetError> {
+        match target {
+            TargetRef::Pod {
+                uid, container_ids, ..
+            } => self.finder.find_pod(uid, container_ids),
+            TargetRef::Cgroup(path) => self.finder.find_cgroup(path),
+            TargetRef::Pid(pid) => self.finder.find_pid(*pid),
+        }
+    }
+
+    /// Devices that are attached to, for the journal.
+    pub fn devices(&self) -> Vec<Device> {
+        self.devices
+            .iter()
+            .map(|attached| attached.device.clone())
+            .collect()
+    }
+
+    /// Detaches everything from everywhere, waiting for nothing.
+    ///
+    /// # Errors
+    /// The first failure; the rest is tried all the same.
+    pub fn detach_all(&mut self) -> Result<(), MechanismError> {
+        let mut result = Ok(());
+        for attached in std::mem::take(&mut self.devices) {
+            result = result.and(self.detach_device(&attached.device));
+        }
+        if let Some(cgroup_drop) = &mut self.cgroup_drop {
+            result = result.and(cgroup_drop.detach());
+        }
+        result
+    }
+
+    fn detach_device(&mut self, device: &Device) -> Result<(), MechanismError> {
+        let map = |source| MechanismError::Map {
+            map: "DEVICE_TARGETS",
+            source,
+        };
+        if let Some(namespace) = self.namespace(device.netns_inode, Path::new("")) {
+            TcEgress::detach_in(&namespace, device)?;
+        }
+        // Only now: packets that came out of the detour needed it.
+        self.maps
+            .remove_target(TargetKind::Device, u64::from(device.slot))
+            .map_err(map)
+    }
+
+    fn namespace(&self, inode: u64, likely: &Path) -> Option<PathBuf> {
+        netns::find(&self.proc_root, inode, likely)
+    }
+
+    /// Slot of the device that the effect acts on; a new record if it is the first time.
+    fn device(
+        &mut self,
+        found: &Resolved,
+        effect: &NetworkEffect,
+        pod: bool,
+    ) -> Result<u16, ArmError> {
+        let namespace = found.netns.as_deref().ok_or_else(|| {
+            MechanismError::Target("the target has no live process, so no network namespace".into())
+        })?;
+        let (ifindex, name) = TcEgress::find_device(namespace, effect.device.as_deref(), pod)?;
+        let same = |attached: &&Attached| {
+            (attached.device.netns_inode, attached.device.ifindex) == (found.netns_inode, ifindex)
+        };
+        if let Some(attached) = self.devices.iter().find(same) {
+            return Ok(attached.device.slot);
+        }
+        let slot = Slots(self.devices.iter().map(|attached| attached.device.slot)).free()?;
+        self.devices.push(Attached {
+            device: Device {
+                netns_inode: found.netns_inode,
+                ifindex,
+                name,
+                slot,
+                clsact_is_ours: false,
+                detour: None,
+                longest_delay: Duration::ZERO,
+            },
+            drained_at: None,
+        });
+        Ok(slot)
+    }
+
+    fn attach_device(
+        &mut self,
+        armed: &Armed,
+        slot: u64,
+        effect: &NetworkEffect,
+    ) -> Result<(), ArmError> {
+        let gone = || MechanismError::Target("the target's network namespace is gone".into());
+        let namespace = armed
+            .place
+            .netns
+            .as_deref()
+            .and_then(|likely| self.namespace(armed.place.netns_inode, likely))
+            .ok_or_else(gone)?;
+        let attached = self
+            .devices
+            .iter_mut()
+            .find(|attached| u64::from(attached.device.slot) == slot)
+            .ok_or_else(gone)?;
+        let program = self
+            .tc_egress
+            .as_ref()
+            .ok_or(crate::kernel::objects::LoadError::Absent);
+        let program = program.map_err(MechanismError::from)?;
+        let device = &mut attached.device;
+        device.longest_delay = device.longest_delay.max(effect.delay.unwrap_or_default());
+        program.attach_in(&namespace, device, effect.delay.is_some())?;
+        attached.drained_at = None;
+        Ok(())
+    }
+
+    /// The target's entry as it is, or as it begins.
+    fn target(&self, rule: &ArmedRule) -> Result<Target, MapError> {
+        let mut target = self
+            .maps
+            .target(rule.mechanism.into(), rule.key)?
+            .unwrap_or_default();
+        if rule.mechanism == MechanismName::TcEgress
+            && let Some(attached) = self
+                .devices
+                .iter()
+                .find(|attached| u64::from(attached.device.slot) == rule.key)
+        {
+            let (detour_in, detour_out) = attached.device.detour.unwrap_or_default();
+            target.device = attached.device.ifindex;
+            target.detour_in = detour_in;
+            target.detour_out = detour_out;
+        }
+        Ok(target)
+    }
+
+    /// A device's entry stays, without rules, for packets that are still in its detour.
+    fn put_target(&mut self, kind: TargetKind, key: u64, target: Target) -> Result<(), MapError> {
+        if kind == TargetKind::Cgroup && target.rules[0].generation == 0 {
+            self.maps.remove_target(kind, key)
+        } else {
+            self.maps.set_target(kind, key, target)
+        }
+    }
+
+    fn kernel_rule(&self, armed: &Armed, rule: &ArmedRule, effect: &NetworkEffect) -> Rule {
+        let mut made = match rule.mechanism {
+            MechanismName::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
+            MechanismName::TcEgress => {
+                let mut made = TcEgress::rule(effect);
+                // A pod owns its network namespace; any other target may share it.
+                let shared = !matches!(armed.fault.target, TargetRef::Pod { .. })
+                    || armed.place.netns_inode == self.root_netns;
+                if shared {
+                    made.cgroup_id = armed.place.cgroup_id;
+                    made.cgroup_depth = armed.place.depth;
+                }
+                made
+            }
+        };
+        if effect.peers.is_some() {
+            made.flags |= flag::PEERS;
+        }
+        if armed.fault.mode == Mode::Observe {
+            made.flags |= flag::OBSERVE;
+        }
+        let sample = &armed.fault.sample;
+        made.sample_threshold = sample.ppm.map_or(ALWAYS, threshold_ppm);
+        made.sample_first = sample.first;
+        made.sample_every = sample.every;
+        made.seed = armed.seed;
+        made.peer_set = armed.peer_set;
+        made.generation = rule.generation;
+        made.deadline_ns = armed.deadline_ns;
+        made
+    }
+
+    fn tell_armed(&mut self, all: &[&Armed]) -> Result<(), MapError> {
+        let rules: usize = all.iter().map(|armed| armed.rules.len()).sum();
+        self.maps
+            .set_control(control::ARMED, rules.try_into().unwrap_or(u32::MAX))
+    }
+
+    fn tell_depths(&mut self, all: &[&Armed]) -> Result<(), ArmError> {
+        use chaos_abi::network::MAX_DEPTHS;
+        let mut depths: Vec<u32> = all.iter().map(|armed| armed.place.depth).collect();
+        depths.sort_unstable();
+        depths.dedup();
+        let limit = MAX_DEPTHS as usize;
+        if depths.len() > limit {
+            return Err(ArmError::Full {
+                what: "different depths of target cgroups",
+                limit,
+            });
+        }
+        depths.resize(limit, 0);
+        for (index, depth) in (0..).zip(depths) {
+            self.maps.set_depth(index, depth)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes references from a target's list and closes the gap; whether there were any.
+fn retain(target: &mut Target, keep: impl Fn(&RuleRef) -> bool) -> bool {
+    let old = target.rules;
+    target.rules = Default::default();
+    let kept = old.iter().filter(|r| r.generation != 0 && keep(r));
+    for (place, kept) in target.rules.iter_mut().zip(kept) {
+        *place = *kept;
+    }
+    target.rules != old
+}
+
+fn peer_key(set: u32, peer: IpAddr) -> PeerKey {
+    let addr = match peer {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    PeerKey { set, addr }
+}
+
+/// The device that a partition is limited to: as named; eth0 of a pod that has one; else any.
+fn cgroup_device(
+    found: &Resolved,
+    effect: &NetworkEffect,
+    pod: bool,
+) -> Result<u32, MechanismError> {
+    let name = match (&effect.device, pod) {
+        (Some(name), _) => name,
+        (None, true) => "eth0",
+        (None, false) => return Ok(0),
+    };
+    let Some(namespace) = found.netns.as_deref() else {
+        return Ok(0);
+    };
+    let index = netns::within(namespace, || {
+        crate::kernel::netlink::Netlink::open()?
+            .link(name)
+            .map(|link| link.index)
+    });
+    match index {
+        Ok(index) => Ok(index),
+        Err(_) if effect.device.is_none() => Ok(0),
+        Err(error) => Err(MechanismError::Target(format!(
+            "device: {name}: {error}; name one of the target's devices"
+        ))),
+    }
+}

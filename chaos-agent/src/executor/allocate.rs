@@ -1,0 +1,90 @@
+//! Numbers that rules, peer sets and devices are found by in the kernel.
+
+use std::collections::BTreeSet;
+
+use aya::maps::MapError;
+use chaos_abi::MAX_RULES;
+
+use super::ArmError;
+use crate::kernel::maps::Pinned;
+
+/// Rule ids and peer sets in use.
+#[derive(Default)]
+pub(super) struct Ids {
+    rules: BTreeSet<u32>,
+    peer_set: u32,
+    generation: u32,
+}
+
+impl Ids {
+    /// Those of a fault that was adopted.
+    pub(super) fn take(&mut self, rules: impl Iterator<Item = u32>, peer_set: u32) {
+        self.rules.extend(rules);
+        self.peer_set = self.peer_set.max(peer_set);
+    }
+
+    /// A free rule, and a generation that this slot has not had.
+    pub(super) fn rule(&mut self, maps: &Pinned) -> Result<(u32, u32), ArmError> {
+        if self.generation == 0 {
+            self.generation = newest_generation(maps)?;
+        }
+        let id = (0..MAX_RULES)
+            .find(|id| !self.rules.contains(id))
+            .ok_or(ArmError::Full {
+                what: "rules",
+                limit: MAX_RULES as usize,
+            })?;
+        self.rules.insert(id);
+        // 0 means free; after four billion faults the count begins anew.
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        Ok((id, self.generation))
+    }
+
+    pub(super) fn peer_set(&mut self) -> u32 {
+        self.peer_set = self.peer_set.checked_add(1).unwrap_or(1);
+        self.peer_set
+    }
+
+    pub(super) fn give_back(&mut self, rules: impl Iterator<Item = u32>) {
+        for id in rules {
+            self.rules.remove(&id);
+        }
+    }
+}
+
+fn newest_generation(maps: &Pinned) -> Result<u32, MapError> {
+    Ok(maps
+        .rules()?
+        .iter()
+        .map(|(_, rule)| rule.generation)
+        .max()
+        .unwrap_or(0))
+}
+
+/// Slots of devices in use.
+pub(super) struct Slots<I>(pub(super) I);
+
+impl<I: Iterator<Item = u16>> Slots<I> {
+    /// The lowest that is free: 0 means none, and the highest is the probe's.
+    pub(super) fn free(self) -> Result<u16, ArmError> {
+        let used: BTreeSet<_> = self.0.collect();
+        (1..u16::MAX)
+            .find(|slot| !used.contains(slot))
+            .ok_or(ArmError::Full {
+                what: "devices",
+                limit: usize::from(u16::MAX) - 1,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_free_slot_is_taken() {
+        assert_eq!(Slots([1, 2, 4].into_iter()).free().ok(), Some(3));
+        assert_eq!(Slots(std::iter::empty()).free().ok(), Some(1));
+        assert!(Slots(1..=u16::MAX).free().is_err());
+    }
+}

@@ -1,0 +1,313 @@
+//! The pinned maps, typed. The kernel is the truth: the daemon writes through these handles and
+//! the CLI reads through them, whether a daemon lives or not.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use chaos_abi::ABI;
+use chaos_abi::control;
+use chaos_abi::counters::Counters;
+use chaos_abi::network::{PeerKey, Rule, Target};
+
+/// Lets aya read and write a type of chaos-abi.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: a transparent wrapper of a `bytemuck::Pod`: any bytes are a value, and there is no padding.
+unsafe impl<T: bytemuck::Pod> Pod for Plain<T> {}
+
+/// Which `TARGETS` map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TargetKind {
+    /// Cgroup id -> rules of `cgroup_drop`.
+    Cgroup,
+    /// Slot of a device -> rules of `tc_egress`.
+    Device,
+}
+
+/// Failed to open or use the pinned maps.
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    /// Nothing is pinned: no agent has run since the node booted.
+    #[error("no maps are pinned under {}: no agent of this version has run on this node since it booted; start one with `chaos-agent run` or `chaos-agent apply`", .0.display())]
+    NotPinned(PathBuf),
+    /// A map is there but cannot be used.
+    #[error("failed to use map {map} under {}: {source}; are you root, with CAP_BPF?", .path.display())]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// Where it is pinned.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: MapError,
+    },
+}
+
+/// Directory of the maps of this layout version below a mounted bpffs.
+pub fn directory(bpffs: &Path) -> PathBuf {
+    bpffs.join("faultline").join(format!("abi{ABI}"))
+}
+
+/// Handles of all maps.
+pub struct Pinned {
+    control: Array<MapData, u32>,
+    rules: Array<MapData, Plain<Rule>>,
+    counters: PerCpuArray<MapData, Plain<Counters>>,
+    sequences: Array<MapData, u64>,
+    peers: HashMap<MapData, Plain<PeerKey>, u8>,
+    depths: Array<MapData, u32>,
+    cgroup_targets: HashMap<MapData, u64, Plain<Target>>,
+    device_targets: HashMap<MapData, u64, Plain<Target>>,
+}
+
+/// Names of the maps, as they are pinned.
+pub const NAMES: [&str; 8] = [
+    "CONTROL",
+    "RULES",
+    "COUNTERS",
+    "SEQUENCES",
+    "PEERS",
+    "DEPTHS",
+    "CGROUP_TARGETS",
+    "DEVICE_TARGETS",
+];
+
+impl Pinned {
+    /// Opens the maps below a mounted bpffs.
+    ///
+    /// # Errors
+    /// [`MapsError::NotPinned`] when no agent of this layout has pinned them.
+    pub fn open(bpffs: &Path) -> Result<Self, MapsError> {
+        let directory = directory(bpffs);
+        if !directory.join(NAMES[0]).exists() {
+            return Err(MapsError::NotPinned(directory));
+        }
+        Ok(Self {
+            control: typed(&directory, NAMES[0], Map::Array)?,
+            rules: typed(&directory, NAMES[1], Map::Array)?,
+            counters: typed(&directory, NAMES[2], Map::PerCpuArray)?,
+            sequences: typed(&directory, NAMES[3], Map::Array)?,
+            peers: typed(&directory, NAMES[4], Map::HashMap)?,
+            depths: typed(&directory, NAMES[5], Map::Array)?,
+            cgroup_targets: typed(&directory, NAMES[6], Map::HashMap)?,
+            device_targets: typed(&directory, NAMES[7], Map::HashMap)?,
+        })
+    }
+
+    /// A word of `CONTROL`, see [`chaos_abi::control`].
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn control(&self, word: u32) -> Result<u32, MapError> {
+        self.control.get(&word, 0)
+    }
+
+    /// Writes a word of `CONTROL`: one store.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_control(&mut self, word: u32, value: u32) -> Result<(), MapError> {
+        self.control.set(word, value, 0)
+    }
+
+    /// Whether `chaos-agent panic` has stopped the node.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn halted(&self) -> Result<bool, MapError> {
+        Ok(self.control(control::HALTED)? != 0)
+    }
+
+    /// A rule; one with generation 0 is a free slot.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn rule(&self, id: u32) -> Result<Rule, MapError> {
+        self.rules.get(&id, 0).map(|plain| plain.0)
+    }
+
+    /// Replaces a rule.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_rule(&mut self, id: u32, rule: Rule) -> Result<(), MapError> {
+        self.rules.set(id, Plain(rule), 0)
+    }
+
+    /// All rules that are not free slots.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn rules(&self) -> Result<Vec<(u32, Rule)>, MapError> {
+        let mut used = Vec::new();
+        for (id, rule) in (0..).zip(self.rules.iter()) {
+            let Plain(rule) = rule?;
+            if rule.generation != 0 {
+                used.push((id, rule));
+            }
+        }
+        Ok(used)
+    }
+
+    /// A rule's counters, summed over CPUs.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn counters(&self, id: u32) -> Result<Counters, MapError> {
+        let mut sum = Counters::default();
+        for Plain(part) in self.counters.get(&id, 0)?.iter() {
+            sum.merge(part);
+        }
+        Ok(sum)
+    }
+
+    /// Starts a slot's counters and draws from zero. Only while no target refers to it.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn reset_counters(&mut self, id: u32) -> Result<(), MapError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| MapError::from(source))?;
+        let zeroes = vec![Plain(Counters::default()); cpus];
+        self.counters.set(id, PerCpuValues::try_from(zeroes)?, 0)?;
+        self.sequences.set(id, 0, 0)
+    }
+
+    /// How many packets a rule has drawn for.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn sequence(&self, id: u32) -> Result<u64, MapError> {
+        self.sequences.get(&id, 0)
+    }
+
+    /// Adds an address to a set.
+    ///
+    /// # Errors
+    /// What the kernel answers, E2BIG when `PEERS` is full.
+    pub fn insert_peer(&mut self, key: PeerKey) -> Result<(), MapError> {
+        self.peers.insert(Plain(key), 1, 0)
+    }
+
+    /// Removes an address from a set; absent is success.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn remove_peer(&mut self, key: PeerKey) -> Result<(), MapError> {
+        absent_is_fine(self.peers.remove(&Plain(key)))
+    }
+
+    /// All addresses of all sets.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn peers(&self) -> Result<Vec<PeerKey>, MapError> {
+        self.peers
+            .keys()
+            .map(|key| key.map(|plain| plain.0))
+            .collect()
+    }
+
+    /// The rules of a target; `None` when it has none.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn target(&self, kind: TargetKind, key: u64) -> Result<Option<Target>, MapError> {
+        match self.targets_map(kind).get(&key, 0) {
+            Ok(Plain(target)) => Ok(Some(target)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces the rules of a target, whole and at once.
+    ///
+    /// # Errors
+    /// What the kernel answers, E2BIG when the map is full.
+    pub fn set_target(
+        &mut self,
+        kind: TargetKind,
+        key: u64,
+        target: Target,
+    ) -> Result<(), MapError> {
+        self.targets_map_mut(kind).insert(key, Plain(target), 0)
+    }
+
+    /// Removes a target; absent is success.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn remove_target(&mut self, kind: TargetKind, key: u64) -> Result<(), MapError> {
+        absent_is_fine(self.targets_map_mut(kind).remove(&key))
+    }
+
+    /// All targets of a mechanism.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn targets(&self, kind: TargetKind) -> Result<Vec<(u64, Target)>, MapError> {
+        self.targets_map(kind)
+            .iter()
+            .map(|entry| entry.map(|(key, Plain(t))| (key, t)))
+            .collect()
+    }
+
+    /// Depths at which target cgroups sit, without the zeroes.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn depths(&self) -> Result<Vec<u32>, MapError> {
+        let depths: Result<Vec<_>, _> = self.depths.iter().collect();
+        Ok(depths?
+            .into_iter()
+            .take_while(|&depth| depth != 0)
+            .collect())
+    }
+
+    /// Replaces an element of `DEPTHS`.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_depth(&mut self, index: u32, depth: u32) -> Result<(), MapError> {
+        self.depths.set(index, depth, 0)
+    }
+
+    fn targets_map(&self, kind: TargetKind) -> &HashMap<MapData, u64, Plain<Target>> {
+        match kind {
+            TargetKind::Cgroup => &self.cgroup_targets,
+            TargetKind::Device => &self.device_targets,
+        }
+    }
+
+    fn targets_map_mut(&mut self, kind: TargetKind) -> &mut HashMap<MapData, u64, Plain<Target>> {
+        match kind {
+            TargetKind::Cgroup => &mut self.cgroup_targets,
+            TargetKind::Device => &mut self.device_targets,
+        }
+    }
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    directory: &Path,
+    map: &'static str,
+    wrap: fn(MapData) -> Map,
+) -> Result<T, MapsError> {
+    let path = directory.join(map);
+    MapData::from_pin(&path)
+        .and_then(|data| T::try_from(wrap(data)))
+        .map_err(|source| MapsError::Map { map, path, source })
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        // aya gives deletes of absent keys as the bare system call error.
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,81 @@
+//! Network namespaces: to name one, to find it again, to do something inside it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// Inode of a namespace file such as `/proc/1/ns/net`: its name as long as it lives.
+///
+/// # Errors
+/// When the file cannot be read: the process has ended, or CAP_SYS_PTRACE is missing.
+pub fn inode(path: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(path)?.ino())
+}
+
+/// A namespace file of the namespace with this inode: `likely` if that is still right, else that
+/// of any process in it. `None` when no process is left: devices in it are gone, or go with it.
+pub fn find(proc_root: &Path, inode_wanted: u64, likely: &Path) -> Option<PathBuf> {
+    let is = |path: &Path| inode(path).is_ok_and(|found| found == inode_wanted);
+    if is(likely) {
+        return Some(likely.to_owned());
+    }
+    fs::read_dir(proc_root)
+        .ok()?
+        .filter_map(Result::ok)
+        .filter(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .first()
+                .is_some_and(u8::is_ascii_digit)
+        })
+        .map(|entry| entry.path().join("ns/net"))
+        .find(|path| is(path))
+}
+
+/// Runs `act` on a thread inside the namespace. The thread ends with it, so nothing else of this
+/// process is ever in a foreign namespace.
+///
+/// # Errors
+/// When the namespace cannot be opened or entered, or what `act` fails with.
+pub fn within<T: Send, E: Send + From<io::Error>>(
+    namespace: &Path,
+    act: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    let file = File::open(namespace)?;
+    on_thread(move || {
+        setns(file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        act()
+    })
+}
+
+/// Runs `act` in a new namespace that is gone afterwards.
+///
+/// # Errors
+/// When no namespace can be made, or what `act` fails with.
+pub fn scratch<T: Send, E: Send + From<io::Error>>(
+    act: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    on_thread(move || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        act()
+    })
+}
+
+fn on_thread<T: Send, E: Send + From<io::Error>>(
+    act: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, act)?
+            .join()
+            .unwrap_or_else(
+                |_| Err(io::Error::other("the thread in the namespace panicked").into()),
+            )
+    })
+}

@@ -1,0 +1,72 @@
+//! The mechanisms of this node: one module each, with the stem that its kernel program and its
+//! metrics have too. A mechanism attaches its programs and translates an effect into a rule;
+//! when that happens is decided elsewhere.
+
+pub mod cgroup_drop;
+pub mod tc_egress;
+
+use std::io;
+
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+use crate::kernel::objects::LoadError;
+
+/// Failed to attach, detach or write a rule.
+#[derive(Debug, thiserror::Error)]
+pub enum MechanismError {
+    /// The object could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A program could not be loaded or attached.
+    #[error("failed to {what}: {source}")]
+    Program {
+        /// What was tried.
+        what: &'static str,
+        /// aya's or the verifier's words.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A file, namespace or netlink operation failed.
+    #[error("failed to {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+    /// A map could not be written.
+    #[error("failed to write map {map}: {source}")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// The kernel's words.
+        #[source]
+        source: MapError,
+    },
+    /// The target cannot have this, now or ever.
+    #[error("{0}")]
+    Target(String),
+}
+
+impl From<io::Error> for MechanismError {
+    fn from(source: io::Error) -> Self {
+        Self::Io {
+            what: "enter the target's network namespace".into(),
+            source,
+        }
+    }
+}
+
+pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> MechanismError {
+    let what = what.into();
+    move |source| MechanismError::Io { what, source }
+}
+
+pub(crate) fn program(what: &'static str) -> impl FnOnce(ProgramError) -> MechanismError {
+    move |source| MechanismError::Program {
+        what,
+        source: Box::new(source),
+    }
+}

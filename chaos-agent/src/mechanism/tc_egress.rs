@@ -1,0 +1,325 @@
+//! Loss and delay: a clsact filter on the target's device, and for delay a detour of our own.
+//!
+//! Everything on a device is found by its slot, a small number that its filters carry as classid.
+//! A device gets its filter with its first rule and loses it when its last rule is gone and the
+//! packets that wait in the detour have arrived.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::programs::SchedClassifier;
+use chaos_abi::network::{Rule, flag};
+use chaos_abi::sample::threshold_ppm;
+use chaos_planner::capabilities::Mechanism;
+use chaos_planner::fault::NetworkEffect;
+use serde::{Deserialize, Serialize};
+
+use super::{MechanismError, io_error, program};
+use crate::kernel::netlink::{Hook, Netlink};
+use crate::kernel::{netns, objects};
+
+const EGRESS: &str = "tc_egress";
+const STAMP: &str = "tc_egress_stamp";
+const RETURN: &str = "tc_egress_return";
+
+/// A device of a target that we have attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Inode of its network namespace.
+    pub netns_inode: u64,
+    /// Index in that namespace.
+    pub ifindex: u32,
+    /// Its name, for people.
+    pub name: String,
+    /// classid of its filters and key of its rules.
+    pub slot: u16,
+    /// clsact was not there before us.
+    pub clsact_is_ours: bool,
+    /// Both ends of the detour, if there is one: where packets go in and where they come out.
+    pub detour: Option<(u32, u32)>,
+    /// The longest that a packet may still be waiting after the last rule has gone.
+    pub longest_delay: Duration,
+}
+
+/// The loaded programs.
+pub struct TcEgress {
+    ebpf: Ebpf,
+}
+
+impl TcEgress {
+    /// Loads the programs; nothing is attached yet.
+    ///
+    /// # Errors
+    /// [`MechanismError`]
+    pub fn load(pins: &Path) -> Result<Self, MechanismError> {
+        let mut ebpf = objects::load(Mechanism::TcEgress, pins, 0)?;
+        for name in [EGRESS, STAMP, RETURN] {
+            classifier(&mut ebpf, name)?
+                .load()
+                .map_err(program("load tc_egress"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Tries all of it on devices of a namespace that is gone afterwards: veth, fq, clsact,
+    /// cls_bpf, our programs.
+    ///
+    /// # Errors
+    /// What this kernel cannot do, in words for `doctor`.
+    pub fn probe(&self) -> Result<(), MechanismError> {
+        netns::scratch(|| {
+            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
+            netlink
+                .add_veth("canary0", "canary1")
+                .map_err(io_error("create a veth device (is the module veth there?)"))?;
+            let ifindex = netlink
+                .link("canary0")
+                .map_err(io_error("find a new device"))?
+                .index;
+            let mut device = Device {
+                netns_inode: 0,
+                ifindex,
+                name: "canary0".into(),
+                slot: u16::MAX,
+                clsact_is_ours: false,
+                detour: None,
+                longest_delay: Duration::ZERO,
+            };
+            self.attach(&mut netlink, &mut device, true)
+        })
+    }
+
+    /// Finds the device in the target's namespace: `name`, else eth0 for a pod or the device of the
+    /// default route (or the only one) for others.
+    ///
+    /// # Errors
+    /// [`MechanismError::Target`] that names what is there.
+    pub fn find_device(
+        namespace: &Path,
+        name: Option<&str>,
+        pod: bool,
+    ) -> Result<(u32, String), MechanismError> {
+        netns::within(namespace, || {
+            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
+            let links = netlink
+                .links()
+                .map_err(io_error("list the devices of the target"))?;
+            let name = name.or(if pod { Some("eth0") } else { None });
+            let there = || {
+                links
+                    .iter()
+                    .map(|l| l.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            let found = if let Some(name) = name {
+                links.iter().find(|link| link.name == name).ok_or_else(|| {
+                    MechanismError::Target(format!(
+                        "device: {name}: the target has no such device; name one of: {}",
+                        there()
+                    ))
+                })?
+            } else {
+                let of_route = netlink
+                    .default_route_device()
+                    .map_err(io_error("list routes"))?;
+                let real: Vec<_> = links
+                    .iter()
+                    .filter(|link| link.up && !link.loopback)
+                    .collect();
+                let link = match of_route {
+                    Some(index) => links.iter().find(|link| link.index == index),
+                    None => <[_; 1]>::try_from(real).ok().map(|[only]| only),
+                };
+                link.ok_or_else(|| {
+                    MechanismError::Target(format!(
+                        "device: not set: the target has no default route and not exactly one device; set spec.device to one of: {}",
+                        there()
+                    ))
+                })?
+            };
+            if found.loopback {
+                return Err(MechanismError::Target(format!(
+                    "device: {}: loss and delay do not work on the loopback device; name another, or use partition",
+                    found.name
+                )));
+            }
+            Ok((found.index, found.name.clone()))
+        })
+    }
+
+    /// Puts the filter on the device and builds the detour if `delay` and there is none. Safe to
+    /// repeat; on failure what this call added is removed.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn attach_in(
+        &self,
+        namespace: &Path,
+        device: &mut Device,
+        delay: bool,
+    ) -> Result<(), MechanismError> {
+        let before = device.clone();
+        netns::within(namespace, || {
+            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
+            let attached = self.attach(&mut netlink, device, delay);
+            if attached.is_err() {
+                // Back to what was there; the first error is the one to tell.
+                if before.detour.is_none() {
+                    drop(remove_detour(&mut netlink, device));
+                }
+                if before.clsact_is_ours != device.clsact_is_ours {
+                    drop(detach(&mut netlink, device));
+                }
+            }
+            attached
+        })
+    }
+
+    /// Removes the filter, the detour and, if it was ours and nobody else uses it, clsact; then
+    /// reads back that they are gone.
+    ///
+    /// # Errors
+    /// What the kernel answers, or what is still there.
+    pub fn detach_in(namespace: &Path, device: &Device) -> Result<(), MechanismError> {
+        let mut device = device.clone();
+        netns::within(namespace, || {
+            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
+            // The filter first: nothing may go into a detour that is being removed.
+            detach(&mut netlink, &device)?;
+            remove_detour(&mut netlink, &mut device)?;
+            let left = netlink
+                .has_filter(device.ifindex, Hook::Egress)
+                .map_err(io_error("read the filters back"))?;
+            if left {
+                return Err(MechanismError::Target(format!(
+                    "the filter on {} is still there after it was removed",
+                    device.name
+                )));
+            }
+            Ok(())
+        })
+    }
+
+    fn attach(
+        &self,
+        netlink: &mut Netlink,
+        device: &mut Device,
+        delay: bool,
+    ) -> Result<(), MechanismError> {
+        if delay && device.detour.is_none() {
+            self.add_detour(netlink, device)?;
+        }
+        device.clsact_is_ours |= netlink
+            .add_clsact(device.ifindex)
+            .map_err(io_error(format!("add clsact to {}", device.name)))?;
+        self.set_filter(netlink, device.ifindex, Hook::Egress, EGRESS, device.slot)
+    }
+
+    fn add_detour(&self, netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
+        let [going_in, coming_out] = detour_names(device.slot);
+        // One of that name is left from a detour whose removal was cut short.
+        if let Ok(stale) = netlink.link(&going_in) {
+            netlink
+                .delete_link(stale.index)
+                .map_err(io_error("remove a stale detour"))?;
+        }
+        netlink
+            .add_veth(&going_in, &coming_out)
+            .map_err(io_error(format!("create the detour {going_in}")))?;
+        let index = |netlink: &mut Netlink, name: &str| {
+            netlink
+                .link(name)
+                .map(|link| link.index)
+                .map_err(io_error("find the new detour"))
+        };
+        let (inward, outward) = (index(netlink, &going_in)?, index(netlink, &coming_out)?);
+        device.detour = Some((inward, outward));
+        netlink.add_fq(inward).map_err(io_error(
+            "add fq to the detour (is the module sch_fq there?)",
+        ))?;
+        for (ifindex, hook, name) in [
+            (inward, Hook::Egress, STAMP),
+            (outward, Hook::Ingress, RETURN),
+        ] {
+            netlink
+                .add_clsact(ifindex)
+                .map_err(io_error("add clsact to the detour"))?;
+            self.set_filter(netlink, ifindex, hook, name, device.slot)?;
+        }
+        Ok(())
+    }
+
+    fn set_filter(
+        &self,
+        netlink: &mut Netlink,
+        ifindex: u32,
+        hook: Hook,
+        name: &'static str,
+        slot: u16,
+    ) -> Result<(), MechanismError> {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(objects::LoadError::Absent)?;
+        let fd = program.fd().map_err(self::program("use tc_egress"))?;
+        netlink
+            .set_filter(ifindex, hook, fd.as_fd(), name, slot)
+            .map_err(io_error(format!(
+                "attach {name} (is another filter at priority 1?)"
+            )))
+    }
+
+    /// The part of a rule that this mechanism reads.
+    pub fn rule(effect: &NetworkEffect) -> Rule {
+        Rule {
+            flags: flag::EGRESS,
+            loss_threshold: effect.loss_ppm.map_or(0, threshold_ppm),
+            delay_ns: effect
+                .delay
+                .map_or(0, |delay| delay.as_nanos().try_into().unwrap_or(u64::MAX)),
+            ..Rule::default()
+        }
+    }
+}
+
+/// At most 15 bytes, and unlike any name that others give.
+fn detour_names(slot: u16) -> [String; 2] {
+    [format!("faultline{slot}a"), format!("faultline{slot}b")]
+}
+
+fn detach(netlink: &mut Netlink, device: &Device) -> Result<(), MechanismError> {
+    netlink
+        .delete_filter(device.ifindex, Hook::Egress)
+        .map_err(io_error(format!("remove the filter from {}", device.name)))?;
+    if device.clsact_is_ours {
+        netlink
+            .delete_clsact_if_empty(device.ifindex)
+            .map_err(io_error(format!("remove clsact from {}", device.name)))?;
+    }
+    Ok(())
+}
+
+fn remove_detour(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
+    // By name, not by index: an index may be another device's by now.
+    let [going_in, _] = detour_names(device.slot);
+    if let Ok(link) = netlink.link(&going_in) {
+        netlink
+            .delete_link(link.index)
+            .map_err(io_error(format!("remove {going_in}")))?;
+    }
+    device.detour = None;
+    Ok(())
+}
+
+fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<&'a mut SchedClassifier, MechanismError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| objects::LoadError::Absent.into())
+}

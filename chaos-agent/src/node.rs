@@ -1,0 +1,482 @@
+//! What this node should hold and what it holds, brought together. One owner, one thread: nothing
+//! else in the process touches the kernel's state.
+//!
+//! `reconcile` may be called at any time and any number of times. Decisions are chaos-planner's;
+//! the acts are `executor.rs`'s; here is when, in which order, and what is remembered.
+
+mod entry;
+mod open;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chaos_planner::capabilities::Capabilities;
+use chaos_planner::fault::{Fault, FaultId, Lifetime};
+use chaos_planner::observed::{Observed, Phase};
+use chaos_planner::plan::{HAND_OVER, Held, LEASE, RENEW_EVERY, Step, Until, Wanted, diff};
+use nix::fcntl::Flock;
+
+pub use self::open::OpenError;
+
+use self::entry::{Entry, Outcome, State};
+use crate::executor::{ArmError, Armed, Executor};
+use crate::journal::{self, Journal};
+use crate::kernel::clock;
+use crate::mechanism::MechanismError;
+use crate::target::TargetError;
+
+/// How often armed targets are looked up again, and a halted node looks whether it still is.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long a recovered fault stays in sight while packets are on the way in its detour. Longer
+/// delays go on arriving; nothing waits for them.
+const DRAIN_IN_SIGHT: Duration = Duration::from_secs(5);
+
+/// Who wants a fault: `operator`, or `local:<n>` for the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Owner(pub String);
+
+/// Where things are on this host.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A mounted bpffs, `/sys/fs/bpf`.
+    pub bpffs: PathBuf,
+    /// Lock, journal and socket, `/run/faultline`.
+    pub run_dir: PathBuf,
+    /// Root of the cgroup2 hierarchy, `/sys/fs/cgroup`.
+    pub cgroup_root: PathBuf,
+    /// `/proc` of the host.
+    pub proc_root: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            bpffs: "/sys/fs/bpf".into(),
+            run_dir: "/run/faultline".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            proc_root: "/proc".into(),
+        }
+    }
+}
+
+/// Failed to remove everything.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    /// A map could not be written.
+    #[error("failed to write a BPF map: {0}")]
+    Map(#[from] aya::maps::MapError),
+    /// A program could not be detached.
+    #[error(transparent)]
+    Mechanism(#[from] MechanismError),
+    /// A pin or file could not be removed.
+    #[error("failed to remove {}: {source}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Everything that changes the kernel of this node, behind one owner.
+pub struct Node {
+    options: Options,
+    capabilities: Capabilities,
+    executor: Executor,
+    journal: Journal,
+    entries: BTreeMap<FaultId, Entry>,
+    looked_ns: u64,
+    /// One agent per host: held as long as this lives.
+    _lock: Flock<std::fs::File>,
+}
+
+impl Node {
+    /// What this node can do, tried when it was opened.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Replaces what `owner` wants. Returns at once; [`Self::reconcile`] does the work.
+    pub fn set_desired(&mut self, owner: Owner, faults: Vec<Fault>) {
+        let now = clock::now_ns();
+        for entry in self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.owner == owner)
+        {
+            entry.wanted = false;
+        }
+        for fault in faults {
+            let until = until(&fault, now);
+            match self.entries.get_mut(&fault.id) {
+                Some(entry) => entry.want(owner.clone(), fault, until),
+                None => {
+                    let entry = Entry::new(owner.clone(), fault, until);
+                    self.entries.insert(entry.fault.id.clone(), entry);
+                }
+            }
+        }
+    }
+
+    /// The client of this owner is gone: its faults go on until their own deadlines, or their
+    /// orphan timeouts.
+    pub fn orphan(&mut self, owner: Owner) {
+        let now = clock::now_ns();
+        for entry in self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.owner == owner)
+        {
+            if let (
+                Until::Leased,
+                Lifetime::Leased {
+                    orphan_timeout: Some(timeout),
+                },
+            ) = (entry.until, entry.fault.lifetime)
+            {
+                entry.until = Until::Orphaned(now.saturating_add(nanos(timeout)));
+            }
+        }
+    }
+
+    /// Brings the kernel closer to what is desired: arm, renew, disarm, drain, verify. Returns
+    /// after which time at the latest to call it again.
+    pub fn reconcile(&mut self) -> Duration {
+        let now = clock::now_ns();
+        let halted = self.executor.maps().halted().unwrap_or(false);
+        self.look_at_targets(now);
+        let held = self.held();
+        let wanted = self.wanted(now, halted);
+        let steps = diff(&held, &wanted, now);
+        let changes = steps.iter().any(|step| !matches!(step, Step::Renew(..)));
+        let mut arm = Vec::new();
+        for step in steps {
+            match step {
+                Step::Disarm(id) => self.disarm(&id, now),
+                Step::Renew(id, deadline) => self.renew(&id, deadline),
+                Step::SetPeers(id) => self.set_peers(&id),
+                Step::Arm(id, deadline) => arm.push((id, deadline)),
+            }
+        }
+        self.arm(arm, now);
+        if changes {
+            let armed: Vec<_> = self.entries.values().filter_map(Entry::armed).collect();
+            if let Err(error) = self.executor.settle(&armed) {
+                tracing::warn!(%error, "failed to tell the programs what is armed");
+            }
+        }
+        let drained_at = self.executor.drain();
+        self.verify_recovered(now);
+        if changes {
+            self.write_journal();
+        }
+        self.next(clock::now_ns(), drained_at, halted)
+    }
+
+    /// What the kernel holds of the faults of an owner, or of all; counters included.
+    pub fn observed(&mut self, owner: Option<&Owner>) -> Vec<Observed> {
+        let now = clock::now_ns();
+        let halted = self.executor.maps().halted().unwrap_or(false);
+        let executor = &self.executor;
+        self.entries
+            .values_mut()
+            .filter(|entry| owner.is_none_or(|owner| entry.owner == *owner))
+            .map(|entry| entry.observe(executor, now, halted))
+            .collect()
+    }
+
+    /// Before this process ends and a successor comes: every lease once to 120 s, everything stays.
+    pub fn hand_over(&mut self) {
+        let now = clock::now_ns();
+        for entry in self.entries.values_mut() {
+            let until = entry.until;
+            if let State::Armed(armed) = &mut entry.state
+                && !matches!(until, Until::Deadline(_))
+            {
+                let deadline = until.kernel_deadline(now, HAND_OVER);
+                if let Err(error) = self.executor.renew(armed, deadline) {
+                    tracing::warn!(fault = %armed.fault.id, %error, "failed to extend a lease");
+                }
+            }
+        }
+        self.write_journal();
+    }
+
+    /// Everything off, detached and unpinned.
+    ///
+    /// # Errors
+    /// [`PurgeError`]; what could be removed is.
+    pub fn purge(mut self) -> Result<(), PurgeError> {
+        for entry in std::mem::take(&mut self.entries).into_values() {
+            if let State::Armed(armed) = entry.state {
+                self.executor.disarm(&armed)?;
+            }
+        }
+        self.executor.settle(&[])?;
+        self.executor.detach_all()?;
+        let removed = |path: &std::path::Path, result: std::io::Result<()>| match result {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(PurgeError::Io {
+                path: path.to_owned(),
+                source,
+            }),
+            _ => Ok(()),
+        };
+        let pins = self.options.bpffs.join("faultline");
+        removed(&pins, std::fs::remove_dir_all(&pins))?;
+        removed(&self.options.run_dir, self.journal.remove())
+    }
+
+    fn held(&self) -> BTreeMap<FaultId, Held> {
+        self.entries
+            .iter()
+            .filter_map(|(id, entry)| {
+                let armed = entry.armed()?;
+                let held = Held {
+                    fault: armed.fault.clone(),
+                    deadline_ns: armed.deadline_ns,
+                };
+                Some((id.clone(), held))
+            })
+            .collect()
+    }
+
+    fn wanted(&self, now: u64, halted: bool) -> BTreeMap<FaultId, Wanted> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| !halted && entry.is_due(now))
+            .map(|(id, entry)| {
+                (
+                    id.clone(),
+                    Wanted {
+                        fault: entry.fault.clone(),
+                        until: entry.until,
+                    },
+                )
+            })
+            .collect()
+    }
+
+    /// A pod whose cgroup is gone takes its faults along; one with another network namespace, or
+    /// another cgroup, has lost them and gets them anew.
+    fn look_at_targets(&mut self, now: u64) {
+        if now.saturating_sub(self.looked_ns) < nanos(LOOK_EVERY) {
+            return;
+        }
+        self.looked_ns = now;
+        for entry in self.entries.values_mut() {
+            let State::Armed(armed) = &entry.state else {
+                continue;
+            };
+            let outcome = match self.executor.find(&entry.fault.target) {
+                Ok(found) => {
+                    let same = found.pod_cgroup_id == armed.place.cgroup_id
+                        // Between two containers a pod may have no process for a moment.
+                        && (found.netns_inode == armed.place.netns_inode || found.netns.is_none());
+                    if same {
+                        continue;
+                    }
+                    Outcome::Moved
+                }
+                Err(TargetError::Gone { .. }) => Outcome::Ended(Phase::TargetGone, String::new()),
+                Err(_) => continue,
+            };
+            let armed = armed.clone();
+            entry.conclude(&self.executor, &armed, outcome);
+            if let Err(error) = self.executor.disarm(&armed) {
+                tracing::warn!(fault = %armed.fault.id, %error, "failed to remove the rules of a target that is gone");
+            }
+        }
+    }
+
+    fn arm(&mut self, steps: Vec<(FaultId, u64)>, now: u64) {
+        let mut prepared = Vec::new();
+        for (id, deadline) in steps {
+            let Some(entry) = self.entries.get_mut(&id) else {
+                continue;
+            };
+            match self
+                .executor
+                .prepare(&entry.fault, deadline, &self.capabilities)
+            {
+                Ok(armed) => prepared.push(armed),
+                Err(error) => entry.failed(&error, now),
+            }
+        }
+        if prepared.is_empty() {
+            return;
+        }
+        // Before the act, so that a successor knows what may be there.
+        self.journal_with(&prepared);
+        for mut armed in prepared {
+            let others = self.entries.values().filter_map(Entry::armed).cloned();
+            let all: Vec<Armed> = others.chain([armed.clone()]).collect();
+            let result = self
+                .executor
+                .arm(&mut armed, &all.iter().collect::<Vec<_>>());
+            let Some(entry) = self.entries.get_mut(&armed.fault.id) else {
+                continue;
+            };
+            match result {
+                Ok(()) => {
+                    tracing::info!(fault = %armed.fault.id, target = %armed.fault.record, "armed");
+                    entry.armed_now(armed);
+                }
+                Err(error) => entry.failed(&error, now),
+            }
+        }
+    }
+
+    fn disarm(&mut self, id: &FaultId, now: u64) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        let State::Armed(armed) = &entry.state else {
+            return;
+        };
+        let armed = armed.clone();
+        let outcome = if !entry.wanted {
+            Outcome::Recovering(now)
+        } else if entry.until.is_over(now) {
+            Outcome::Ended(Phase::Expired, String::new())
+        } else {
+            // To be armed again otherwise, or the node is halted.
+            Outcome::Moved
+        };
+        entry.conclude(&self.executor, &armed, outcome);
+        match self.executor.disarm(&armed) {
+            Ok(()) => tracing::info!(fault = %id, "disarmed"),
+            Err(error) => {
+                tracing::warn!(fault = %id, %error, "failed to disarm; will try again");
+                entry.state = State::Armed(armed);
+            }
+        }
+    }
+
+    fn renew(&mut self, id: &FaultId, deadline: u64) {
+        let Some(Entry {
+            state: State::Armed(armed),
+            ..
+        }) = self.entries.get_mut(id)
+        else {
+            return;
+        };
+        if let Err(error) = self.executor.renew(armed, deadline) {
+            tracing::warn!(fault = %id, %error, "failed to renew a lease; will try again");
+        }
+    }
+
+    fn set_peers(&mut self, id: &FaultId) {
+        let Some(Entry {
+            fault,
+            state: State::Armed(armed),
+            ..
+        }) = self.entries.get_mut(id)
+        else {
+            return;
+        };
+        let fault = fault.clone();
+        if let Err(error) = self.executor.set_peers(armed, &fault) {
+            tracing::warn!(fault = %id, %error, "failed to change the peers; will try again");
+        }
+    }
+
+    /// Forgets what is recovered, once the kernel says so.
+    fn verify_recovered(&mut self, now: u64) {
+        let executor = &mut self.executor;
+        self.entries.retain(|id, entry| {
+            if entry.wanted {
+                return true;
+            }
+            let State::Recovering { armed, since_ns } = &entry.state else {
+                return matches!(entry.state, State::Armed(_));
+            };
+            match executor.traces(armed) {
+                Ok(None) => {
+                    tracing::info!(fault = %id, "recovered, kernel verified clean");
+                    false
+                }
+                Ok(Some("packets on the way")) => {
+                    now.saturating_sub(*since_ns) < nanos(DRAIN_IN_SIGHT)
+                }
+                Ok(Some(trace)) => {
+                    tracing::warn!(fault = %id, trace, "not recovered yet: the kernel still holds it");
+                    drop(executor.disarm(armed));
+                    true
+                }
+                Err(error) => {
+                    tracing::warn!(fault = %id, %error, "failed to read back whether it is recovered");
+                    true
+                }
+            }
+        });
+    }
+
+    fn write_journal(&self) {
+        self.journal_with(&[]);
+    }
+
+    fn journal_with(&self, prepared: &[Armed]) {
+        let entry = |owner: &Owner, until: Until, armed: &Armed| journal::Entry {
+            owner: owner.0.clone(),
+            deadline_ns: match until {
+                Until::Deadline(at) => Some(at),
+                Until::Leased | Until::Orphaned(_) => None,
+            },
+            armed: armed.clone(),
+        };
+        let held = self
+            .entries
+            .values()
+            .filter_map(|e| e.armed().map(|armed| entry(&e.owner, e.until, armed)));
+        let planned = prepared.iter().filter_map(|armed| {
+            let e = self.entries.get(&armed.fault.id)?;
+            Some(entry(&e.owner, e.until, armed))
+        });
+        let armed = held.chain(planned).collect();
+        if let Err(error) = self.journal.write(armed, self.executor.devices()) {
+            // Faults still end at their deadlines; only a successor would have to sweep.
+            tracing::error!(%error, run_dir = %self.options.run_dir.display(), "failed to write the journal");
+        }
+    }
+
+    fn next(&self, now: u64, drained_at: Option<u64>, halted: bool) -> Duration {
+        let of_entries = self.entries.values().filter_map(|entry| entry.next_ns(now));
+        let any = !self.entries.is_empty();
+        let look = (any || halted).then(|| self.looked_ns.saturating_add(nanos(LOOK_EVERY)));
+        let earliest = of_entries.chain(drained_at).chain(look).min();
+        earliest.map_or(Duration::from_secs(60), |at| {
+            Duration::from_nanos(at.saturating_sub(now)).max(Duration::from_millis(1))
+        })
+    }
+}
+
+fn until(fault: &Fault, now: u64) -> Until {
+    match fault.lifetime {
+        Lifetime::For(left) => Until::Deadline(now.saturating_add(nanos(left))),
+        Lifetime::Leased { .. } => Until::Leased,
+    }
+}
+
+/// When a lease has to be renewed.
+fn renewal_ns(deadline_ns: u64) -> u64 {
+    deadline_ns
+        .saturating_sub(nanos(LEASE))
+        .saturating_add(nanos(RENEW_EVERY))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whether trying again can help.
+fn phase_of(error: &ArmError) -> Phase {
+    match error {
+        ArmError::Unsupported(_) => Phase::NotSupported,
+        ArmError::Target(TargetError::Gone { .. }) => Phase::TargetGone,
+        ArmError::Mechanism(MechanismError::Target(_)) => Phase::NotSupported,
+        _ => Phase::Failed,
+    }
+}

@@ -1,0 +1,263 @@
+//! One fault of this node: what is wanted of it, and how far it is.
+
+use std::time::Duration;
+
+use chaos_planner::capabilities::Mechanism;
+use chaos_planner::fault::Fault;
+use chaos_planner::observed::{Counts, Observed, Phase};
+use chaos_planner::plan::Until;
+
+use super::{Owner, nanos, phase_of, renewal_ns};
+use crate::executor::{ArmError, Armed, Executor};
+
+/// Waits between two tries: doubled each time.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+
+/// How far a fault is.
+pub(super) enum State {
+    /// To be armed, at `retry_ns` at the earliest.
+    Waiting {
+        /// Why the last try failed; empty before the first.
+        reason: String,
+        retry_ns: u64,
+        tries: u32,
+    },
+    /// In the kernel.
+    Armed(Armed),
+    /// It will not be armed (again).
+    Ended(Phase, String),
+    /// Not wanted any more; traces are looked for.
+    Recovering { armed: Armed, since_ns: u64 },
+}
+
+/// What becomes of a fault that is disarmed.
+pub(super) enum Outcome {
+    /// It is not wanted any more, since then.
+    Recovering(u64),
+    /// It is over.
+    Ended(Phase, String),
+    /// It will be armed anew.
+    Moved,
+}
+
+/// The last that is known of rules that have gone.
+#[derive(Clone, Copy, Default)]
+struct Past {
+    counts: Counts,
+    armed_ns: u64,
+    first_ns: Option<u64>,
+}
+
+/// One fault.
+pub(super) struct Entry {
+    pub(super) owner: Owner,
+    pub(super) fault: Fault,
+    pub(super) until: Until,
+    /// Whether its owner still wants it.
+    pub(super) wanted: bool,
+    pub(super) state: State,
+    past: Past,
+    mechanisms: Vec<Mechanism>,
+}
+
+impl Entry {
+    pub(super) fn new(owner: Owner, fault: Fault, until: Until) -> Self {
+        Self {
+            owner,
+            fault,
+            until,
+            wanted: true,
+            state: State::Waiting {
+                reason: String::new(),
+                retry_ns: 0,
+                tries: 0,
+            },
+            past: Past::default(),
+            mechanisms: Vec::new(),
+        }
+    }
+
+    /// One that a predecessor armed. It stays until its owner speaks, or its deadline.
+    pub(super) fn adopted(owner: Owner, until: Until, armed: Armed) -> Self {
+        let mut entry = Self::new(owner, armed.fault.clone(), until);
+        entry.armed_now(armed);
+        entry
+    }
+
+    /// Its owner wants it, perhaps otherwise than before. The earliest deadline ever told counts.
+    pub(super) fn want(&mut self, owner: Owner, fault: Fault, until: Until) {
+        let other_target = fault.target != self.fault.target;
+        self.until = match (self.until, until) {
+            (Until::Deadline(old), Until::Deadline(new)) => Until::Deadline(old.min(new)),
+            (_, new) => new,
+        };
+        self.owner = owner;
+        self.fault = fault;
+        self.wanted = true;
+        let again = match &self.state {
+            State::Recovering { .. } => true,
+            State::Ended(Phase::Expired, _) => false,
+            State::Ended(..) => other_target,
+            _ => false,
+        };
+        if again {
+            self.state = State::Waiting {
+                reason: String::new(),
+                retry_ns: 0,
+                tries: 0,
+            };
+        }
+    }
+
+    pub(super) fn armed(&self) -> Option<&Armed> {
+        match &self.state {
+            State::Armed(armed) => Some(armed),
+            _ => None,
+        }
+    }
+
+    /// Whether it should be in the kernel now.
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        self.wanted
+            && match self.state {
+                State::Armed(_) => true,
+                State::Waiting { retry_ns, .. } => retry_ns <= now,
+                State::Ended(..) | State::Recovering { .. } => false,
+            }
+    }
+
+    pub(super) fn armed_now(&mut self, armed: Armed) {
+        self.mechanisms = armed
+            .rules
+            .iter()
+            .map(|rule| rule.mechanism.into())
+            .collect();
+        self.state = State::Armed(armed);
+    }
+
+    pub(super) fn failed(&mut self, error: &ArmError, now: u64) {
+        let phase = phase_of(error);
+        tracing::warn!(fault = %self.fault.id, target = %self.fault.record, %error, "not armed");
+        self.state = if phase == Phase::Failed {
+            let tries = match self.state {
+                State::Waiting { tries, .. } => tries,
+                _ => 0,
+            };
+            let wait = RETRY.0.saturating_mul(1 << tries.min(16)).min(RETRY.1);
+            State::Waiting {
+                reason: error.to_string(),
+                retry_ns: now.saturating_add(nanos(wait)),
+                tries: tries + 1,
+            }
+        } else {
+            State::Ended(phase, error.to_string())
+        };
+    }
+
+    /// Its rules are about to go: keeps what they counted.
+    pub(super) fn conclude(&mut self, executor: &Executor, armed: &Armed, outcome: Outcome) {
+        if let Ok((counts, first_ns)) = executor.counts(armed) {
+            self.past = Past {
+                counts: add(self.past.counts, counts),
+                armed_ns: armed.armed_ns,
+                first_ns: self.past.first_ns.or(first_ns),
+            };
+        }
+        self.state = match outcome {
+            Outcome::Recovering(since_ns) => State::Recovering {
+                armed: armed.clone(),
+                since_ns,
+            },
+            Outcome::Ended(phase, reason) => State::Ended(phase, reason),
+            Outcome::Moved => State::Waiting {
+                reason: String::new(),
+                retry_ns: 0,
+                tries: 0,
+            },
+        };
+    }
+
+    pub(super) fn observe(&mut self, executor: &Executor, now: u64, halted: bool) -> Observed {
+        let mut seen = self.past;
+        let mut expires_in = Duration::ZERO;
+        let (phase, mut reason) = match &self.state {
+            State::Waiting { reason, .. } if reason.is_empty() => (Phase::Pending, String::new()),
+            State::Waiting { reason, .. } => (Phase::Failed, reason.clone()),
+            State::Ended(phase, reason) => (*phase, reason.clone()),
+            State::Recovering { .. } => (Phase::Recovering, String::new()),
+            State::Armed(armed) => {
+                if let Ok((counts, first_ns)) = executor.counts(armed) {
+                    seen.counts = add(seen.counts, counts);
+                    seen.first_ns = seen.first_ns.or(first_ns);
+                }
+                seen.armed_ns = armed.armed_ns;
+                expires_in = Duration::from_nanos(armed.deadline_ns.saturating_sub(now));
+                // Read back: the rule is what says whether it is injected.
+                match executor.traces(armed) {
+                    Ok(Some("a rule")) if armed.deadline_ns > now => {
+                        (Phase::Injected, String::new())
+                    }
+                    Ok(Some("a rule")) => (Phase::Expired, String::new()),
+                    Ok(_) => (
+                        Phase::Failed,
+                        "the kernel does not hold its rules any more".into(),
+                    ),
+                    Err(error) => (
+                        Phase::Failed,
+                        format!("failed to read the rules back: {error}"),
+                    ),
+                }
+            }
+        };
+        if halted {
+            reason = "this node was stopped by `chaos-agent panic`; `chaos-agent panic --resume` lets faults act again".into();
+        }
+        let ago = |at: u64| Duration::from_nanos(now.saturating_sub(at));
+        Observed {
+            id: self.fault.id.clone(),
+            kind: self.fault.kind.clone(),
+            namespace: self.fault.namespace.clone(),
+            name: self.fault.name.clone(),
+            record: self.fault.record.clone(),
+            phase: if halted && phase == Phase::Pending {
+                Phase::Failed
+            } else {
+                phase
+            },
+            mechanisms: self.mechanisms.clone(),
+            reason,
+            degraded: false,
+            counts: seen.counts,
+            expires_in,
+            armed_ago: if seen.armed_ns == 0 {
+                Duration::ZERO
+            } else {
+                ago(seen.armed_ns)
+            },
+            first_hit_ago: seen.first_ns.map(ago),
+        }
+    }
+
+    /// When something has to be done about it.
+    pub(super) fn next_ns(&self, now: u64) -> Option<u64> {
+        match (&self.state, self.until) {
+            (State::Armed(armed), Until::Deadline(_)) => Some(armed.deadline_ns),
+            (State::Armed(armed), Until::Leased) => Some(renewal_ns(armed.deadline_ns)),
+            (State::Armed(armed), Until::Orphaned(at)) => {
+                Some(at.min(renewal_ns(armed.deadline_ns)))
+            }
+            (State::Waiting { retry_ns, .. }, _) => Some(*retry_ns),
+            (State::Recovering { .. }, _) => Some(now + nanos(Duration::from_millis(20))),
+            (State::Ended(..), _) => None,
+        }
+    }
+}
+
+fn add(a: Counts, b: Counts) -> Counts {
+    Counts {
+        matched: a.matched + b.matched,
+        injected: a.injected + b.injected,
+        would_inject: a.would_inject + b.would_inject,
+        failed: a.failed + b.failed,
+    }
+}

@@ -1,0 +1,201 @@
+//! Taking a node over: the lock, the programs, what a predecessor armed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use chaos_planner::capabilities::{Capabilities, Capability, Mechanism};
+use chaos_planner::plan::Until;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::utsname::uname;
+
+use super::entry::Entry;
+use super::{Node, Options, Owner};
+use crate::executor::Executor;
+use crate::journal::Journal;
+use crate::kernel::maps::{self, MapsError, Pinned};
+use crate::kernel::{clock, objects};
+use crate::mechanism::MechanismError;
+use crate::mechanism::cgroup_drop::CgroupDrop;
+use crate::mechanism::tc_egress::TcEgress;
+use crate::target::{Finder, TargetError};
+
+/// Failed to take the node over.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another agent has it.
+    #[error(
+        "another agent runs on this host (it holds {}): use it through the other commands, or stop it first",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// A directory or file cannot be used.
+    #[error("failed to {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Pins need a bpffs.
+    #[error("{} is not a bpffs: mount one (`mount -t bpf bpf {}`)", .0.display(), .0.display())]
+    NoBpffs(PathBuf),
+    /// cgroup v1, or no hierarchy.
+    #[error(transparent)]
+    Cgroup(#[from] TargetError),
+    /// No mechanism at all can be loaded: no CAP_BPF, or no BPF objects in this build.
+    #[error("no mechanism works on this node: {0}")]
+    Nothing(#[source] MechanismError),
+    /// The maps are there but cannot be used.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+}
+
+impl Node {
+    /// Takes the host lock, loads and pins the programs, tries each mechanism, adopts what a
+    /// predecessor armed and removes what it left half done.
+    ///
+    /// # Errors
+    /// [`OpenError`]. A mechanism that does not work here is no error: see
+    /// [`Node::capabilities`].
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        let io_error = |what: String| move |source| OpenError::Io { what, source };
+        fs::create_dir_all(&options.run_dir)
+            .map_err(io_error(format!("create {}", options.run_dir.display())))?;
+        let lock = lock(&options)?;
+        let finder = Finder::new(&options.cgroup_root, &options.proc_root);
+        finder.check()?;
+        let pins = maps::directory(&options.bpffs);
+        if !statfs(&options.bpffs).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+            return Err(OpenError::NoBpffs(options.bpffs));
+        }
+        fs::create_dir_all(&pins).map_err(io_error(format!("create {}", pins.display())))?;
+
+        let links = options.bpffs.join("faultline").join("links");
+        let cgroup_drop = CgroupDrop::attach(&options.cgroup_root, &pins, &links);
+        let tc_egress = TcEgress::load(&pins);
+        let tried = tc_egress.as_ref().map(TcEgress::probe);
+        let capabilities = Capabilities {
+            kernel: uname()
+                .map(|u| u.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            mechanisms: vec![
+                capability(Mechanism::CgroupDrop, cgroup_drop.as_ref().err()),
+                capability(
+                    Mechanism::TcEgress,
+                    tried
+                        .as_ref()
+                        .map_or_else(|error| Some(*error), |t| t.as_ref().err()),
+                ),
+            ],
+        };
+        drop(tried);
+        let maps = match Pinned::open(&options.bpffs) {
+            Ok(maps) => maps,
+            Err(error) => {
+                return Err(match (cgroup_drop.err(), tc_egress.err()) {
+                    (Some(first), Some(_)) => OpenError::Nothing(first),
+                    _ => OpenError::Maps(error),
+                });
+            }
+        };
+        let journal = Journal::new(&options.run_dir, &options.proc_root)
+            .map_err(io_error("read the boot id".into()))?;
+        let record = journal.read();
+        let mut executor = Executor::new(
+            maps,
+            finder,
+            options.proc_root.clone(),
+            cgroup_drop.ok(),
+            tc_egress.ok(),
+            record.devices,
+        );
+        let mut entries = BTreeMap::new();
+        for journal::Entry {
+            owner,
+            deadline_ns,
+            armed,
+        } in record.armed
+        {
+            if executor.adopt(&armed) {
+                let until = deadline_ns.map_or(Until::Leased, Until::Deadline);
+                let id = armed.fault.id.clone();
+                tracing::info!(fault = %id, "adopted from a predecessor");
+                entries.insert(id, Entry::adopted(Owner(owner), until, armed));
+            }
+        }
+        let keep: Vec<_> = entries.values().filter_map(Entry::armed).collect();
+        let swept = executor
+            .sweep(&keep)
+            .and_then(|n| executor.settle(&keep).map(|()| n));
+        match swept {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(swept, "removed what a predecessor left half done"),
+            Err(error) => tracing::warn!(%error, "failed to sweep"),
+        }
+        let looked_ns = clock::now_ns();
+        Ok(Self {
+            options,
+            capabilities,
+            executor,
+            journal,
+            entries,
+            looked_ns,
+            _lock: lock,
+        })
+    }
+}
+
+use crate::journal;
+
+fn lock(options: &Options) -> Result<Flock<File>, OpenError> {
+    let path = options.run_dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| OpenError::Io {
+            what: format!("open {}", path.display()),
+            source,
+        })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => OpenError::Locked(path),
+        errno => OpenError::Io {
+            what: format!("lock {}", path.display()),
+            source: errno.into(),
+        },
+    })
+}
+
+fn capability(mechanism: Mechanism, error: Option<&MechanismError>) -> Capability {
+    // The stubs of a build without bpf-linker are a fact about the build, not about the node.
+    let reason = if objects::bytes(mechanism).is_empty() {
+        objects::LoadError::Absent.to_string()
+    } else {
+        error.map(error_chain).unwrap_or_default()
+    };
+    Capability {
+        mechanism,
+        supported: error.is_none(),
+        reason,
+    }
+}
+
+fn error_chain(error: &MechanismError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}
