@@ -4,4 +4,12 @@
 //! What is *done* with an experiment lives in the operator and the agent.
 #![forbid(unsafe_code)]
 
+pub mod cron;
+pub mod default;
+pub mod duration;
+#[cfg(test)]
+mod fixtures;
+pub mod percent;
+pub mod rounds;
 pub mod v1alpha1;
+pub mod validate;

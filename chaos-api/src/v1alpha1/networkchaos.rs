@@ -13,6 +13,10 @@ use crate::v1alpha1::selector::PodSelector;
 use crate::v1alpha1::status::ChaosStatus;
 
 /// What happens to which packets of which pods.
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "every printer column has its own `type_`"
+)]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "chaos-mesh.org",
