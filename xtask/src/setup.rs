@@ -6,6 +6,8 @@ pub(crate) mod apt;
 pub(crate) mod bpf_linker;
 pub(crate) mod debs;
 pub(crate) mod kernels;
+pub(crate) mod kube;
+pub(crate) mod rootfs;
 pub(crate) mod rust;
 
 use std::path::Path;
@@ -20,8 +22,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     apt::ensure()?;
     rust::ensure()?;
     bpf_linker::ensure()?;
-    for pin in kernels::pins(root)? {
-        kernels::ensure(&pin)?;
+    // The longest part: it compiles while the others download.
+    let kube = kube::start(root);
+    for series in kernels::Series::ALL {
+        kernels::ensure(series)?;
     }
+    rootfs::ensure(&kernels::ensure(rootfs::KERNEL)?)?;
+    kube.wait()?;
     Ok(())
 }

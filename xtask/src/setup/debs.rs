@@ -75,20 +75,6 @@ impl Release {
         Ok(parse_depends(&text))
     }
 
-    /// The newest package whose name matches `pattern`, in which `*` stands for anything.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub(crate) fn newest(&self, pattern: &str) -> Result<String> {
-        let names = step::output(self.tool("apt-cache").arg("pkgnames"))?;
-        names
-            .lines()
-            .filter(|name| matches(pattern, name))
-            .max_by_key(|name| version_key(name))
-            .map(str::to_owned)
-            .with_context(|| format!("this release has no package {pattern}"))
-    }
-
     /// Downloads `packages` and unpacks them into `root`, running none of their scripts.
     ///
     /// # Errors
@@ -164,25 +150,6 @@ fn parse_mirror(targets: &str) -> Option<String> {
     })
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
-            name.char_indices()
-                .map(|(index, _)| index)
-                .chain([name.len()])
-                .any(|index| name.get(index..).is_some_and(|end| matches(rest, end)))
-        }),
-    }
-}
-
-/// Orders names with numbers in them by those numbers: 7.2.13 is newer than 7.2.9.
-fn version_key(name: &str) -> Vec<u64> {
-    name.split(|c: char| !c.is_ascii_digit())
-        .filter_map(|digits| digits.parse().ok())
-        .collect()
-}
-
 fn parse_depends(text: &str) -> Vec<String> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
@@ -206,14 +173,6 @@ mod tests {
             Some("http://mirror.example/debian")
         );
         assert_eq!(parse_mirror(""), None);
-    }
-
-    #[test]
-    fn patterns_match_whole_names_and_versions_are_numbers() {
-        assert!(matches("linux-*-cloud-amd64", "linux-7.2-cloud-amd64"));
-        assert!(!matches("linux-*-cloud-amd64", "linux-7.2-cloud-amd64-dbg"));
-        assert!(!matches("linux", "linux-7"));
-        assert!(version_key("linux-7.2.13-amd64") > version_key("linux-7.2.9-amd64"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The stock Debian kernels that everything is tested on, unpacked in the cache: no package of
-//! them is installed on this machine. Which ones is said by `tests/vm/kernels.toml`.
+//! them is installed on this machine.
 //!
-//! An entry is kept until its lines in that file change; `FAULTLINE_REFRESH_KERNELS=1` looks for
-//! newer ones.
+//! Mirrors drop superseded packages, so a series is pinned, not a version; tests report the exact
+//! release they ran on. An entry of the cache is kept; `FAULTLINE_REFRESH_KERNELS=1` looks for newer
+//! ones.
 
 use std::{
     fs,
@@ -11,31 +12,36 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use clap::ValueEnum;
 
 use super::debs::Release;
 use crate::{cache, step::Step};
 
 /// Changes when the same packages are unpacked differently.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
-/// A kernel of `tests/vm/kernels.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Pin {
-    /// As users name it: `6.1`. The kernel's own release starts with it.
-    pub(crate) name: String,
-    /// Debian's release that has it: `bookworm`.
-    pub(crate) suite: String,
-    /// Its packages. A `*` stands for anything: the newest that matches is taken. A package that
-    /// only depends on the one with the kernel is followed there.
-    pub(crate) packages: Vec<String>,
+/// The package that depends on a Debian release's newest kernel for virtual machines.
+const META_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// Which kernel; in the order of their age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub(crate) enum Series {
+    /// Debian 12: the oldest that is supported.
+    #[value(name = "6.1")]
+    V6_1,
+    /// Debian 13: what cluster nodes run.
+    #[value(name = "6.12")]
+    V6_12,
+    /// The newest 7.x of Debian sid.
+    #[value(name = "7")]
+    V7,
 }
 
 /// A kernel in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
-    /// [`Pin::name`].
-    pub(crate) name: String,
+    /// Which one was asked for.
+    pub(crate) series: Series,
     /// What `uname -r` prints, for example `6.12.107+deb13-cloud-amd64`.
     pub(crate) release: String,
     /// The bzImage for [`crate::qemu::Machine::kernel`].
@@ -45,68 +51,56 @@ pub(crate) struct Kernel {
     pub(crate) modules: PathBuf,
 }
 
-/// Reads the kernels of `tests/vm/kernels.toml`, in its order: oldest first.
-///
-/// # Errors
-/// If the file cannot be read or understood.
-pub(crate) fn pins(root: &Path) -> Result<Vec<Pin>> {
-    #[derive(Deserialize)]
-    struct File {
-        kernel: Vec<Pin>,
-    }
-    let path = root.join("tests/vm/kernels.toml");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
-    let file: File = toml::from_str(&text)
-        .with_context(|| format!("failed to understand {}", path.display()))?;
-    Ok(file.kernel)
-}
+impl Series {
+    /// All, oldest first.
+    pub(crate) const ALL: [Self; 3] = [Self::V6_1, Self::V6_12, Self::V7];
 
-/// The pin with this name.
-///
-/// # Errors
-/// If there is none: then with those that there are.
-pub(crate) fn pin(root: &Path, name: &str) -> Result<Pin> {
-    let pins = pins(root)?;
-    let names = pins
-        .iter()
-        .map(|pin| pin.name.as_str())
-        .collect::<Vec<_>>()
-        .join(", ");
-    pins.into_iter()
-        .find(|pin| pin.name == name)
-        .with_context(|| format!("there is no kernel {name:?}; there are {names}"))
+    /// As users write it: `6.1`, `6.12`, `7`. The kernel's release starts with it and a dot.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+            Self::V7 => "7",
+        }
+    }
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "trixie",
+            Self::V7 => "sid",
+        }
+    }
 }
 
 /// Returns the kernel; downloads and unpacks it first if it is not in the cache.
 ///
 /// # Errors
-/// If the mirror has no such packages, or cannot be reached.
-pub(crate) fn ensure(pin: &Pin) -> Result<Kernel> {
-    let what = format!("kernel-{}", pin.name);
-    let packages = pin.packages.join(" ");
-    let inputs = [RECIPE, &pin.suite, &packages];
+/// If the mirror has no kernel of this series, or cannot be reached.
+pub(crate) fn ensure(series: Series) -> Result<Kernel> {
+    let what = format!("kernel-{}", series.name());
+    let inputs = [RECIPE, series.suite()];
     if std::env::var_os("FAULTLINE_REFRESH_KERNELS").is_some() {
         cache::remove(&cache::path(&what, &inputs)?)?;
     }
-    let step_name = format!("kernel {}", pin.name);
+    let step_name = format!("kernel {}", series.name());
     let entry = cache::ensure(&step_name, &what, &inputs, |step, entry| {
-        fetch(step, pin, entry)
+        fetch(step, series, entry)
     })?;
     let release = only_directory(&entry.join("lib/modules"))?;
     let modules = entry.join("lib/modules").join(&release);
     Ok(Kernel {
-        name: pin.name.clone(),
+        series,
         release,
         vmlinuz: entry.join("vmlinuz"),
         modules,
     })
 }
 
-fn fetch(step: &Step, pin: &Pin, entry: &Path) -> Result<()> {
+fn fetch(step: &Step, series: Series, entry: &Path) -> Result<()> {
     let apt = entry.join("apt");
-    let release = Release::open(step, &pin.suite, &apt)?;
-    let packages = resolve(&release, &pin.packages)?;
+    let release = Release::open(step, series.suite(), &apt)?;
+    let packages = kernel_packages(&release, META_PACKAGE.to_owned())?;
     let root = entry.join("root");
     release.unpack(step, &packages, &root)?;
     cache::remove(&apt)?;
@@ -119,11 +113,10 @@ fn fetch(step: &Step, pin: &Pin, entry: &Path) -> Result<()> {
     };
     let uname = only_directory(&modules)?;
     ensure!(
-        uname.starts_with(&format!("{}.", pin.name)),
-        "{} of {} have Linux {uname}, not {}: Debian has moved on, adapt tests/vm/kernels.toml",
-        pin.packages.join(", "),
-        pin.suite,
-        pin.name
+        uname.starts_with(&format!("{}.", series.name())),
+        "{META_PACKAGE} of {} is Linux {uname}, not {}: Debian has moved on, adapt this file",
+        series.suite(),
+        series.name()
     );
     let image = [
         modules.join(&uname).join("vmlinuz"),
@@ -147,27 +140,10 @@ fn fetch(step: &Step, pin: &Pin, entry: &Path) -> Result<()> {
     )
 }
 
-/// The packages to download: patterns replaced by the newest match, meta packages by what has the
-/// kernel's files.
-fn resolve(release: &Release, packages: &[String]) -> Result<Vec<String>> {
-    let mut resolved = Vec::new();
-    for package in packages {
-        let name = if package.contains('*') {
-            release.newest(package)?
-        } else {
-            package.clone()
-        };
-        resolved.extend(follow(release, name)?);
-    }
-    Ok(resolved)
-}
-
-/// `linux-image-cloud-amd64` depends on `linux-image-6.1.0-50-cloud-amd64`, which has the files, or,
-/// in newer releases, depends in turn on a `linux-binary-` and a `linux-modules-` package.
-fn follow(release: &Release, package: String) -> Result<Vec<String>> {
-    if !package.starts_with("linux-image-") {
-        return Ok(vec![package]);
-    }
+/// The packages with the kernel's files. `linux-image-cloud-amd64` depends on
+/// `linux-image-6.1.0-50-cloud-amd64`, which has them, or, in newer releases, depends in turn on a
+/// `linux-binary-` and a `linux-modules-` package.
+fn kernel_packages(release: &Release, package: String) -> Result<Vec<String>> {
     let depends = release.depends(&package)?;
     let starting = |prefix: &str| {
         depends
@@ -177,7 +153,7 @@ fn follow(release: &Release, package: String) -> Result<Vec<String>> {
             .collect::<Vec<_>>()
     };
     if let Some(image) = starting("linux-image-").pop() {
-        return follow(release, image);
+        return kernel_packages(release, image);
     }
     let parts = [starting("linux-binary-"), starting("linux-modules-")].concat();
     Ok(if parts.is_empty() {
@@ -194,21 +170,4 @@ fn only_directory(path: &Path) -> Result<String> {
         .next()
         .with_context(|| format!("{} is empty", path.display()))??;
     Ok(entry.file_name().to_string_lossy().into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pins_of_the_repository_can_be_read() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let pins = pins(&root).unwrap();
-        assert!(
-            pins.iter().any(|pin| pin.name == "6.12"),
-            "nodes run this one: {pins:?}"
-        );
-        let error = pin(&root, "5.4").unwrap_err().to_string();
-        assert!(error.contains("6.12"), "{error}");
-    }
 }

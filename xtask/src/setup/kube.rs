@@ -1,0 +1,144 @@
+//! Compiles the Kubernetes binary of `xtask/kube`: etcd, the control plane, kubelet, kube-proxy and
+//! kubectl in one file. That takes minutes on two cores, so it can be started early and waited for
+//! late; an interrupted build goes on where it was, by Go's own cache.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::JoinHandle,
+};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::{
+    cache,
+    step::{self, Step},
+};
+
+const RECIPE: &str = "1";
+
+/// The names that the binary answers to.
+const PARTS: [&str; 8] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-egress",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubectl",
+    "kubelet",
+];
+
+/// Kubernetes in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Kube {
+    /// Has a link for each part: `bin/kubectl`, `bin/etcd`, …
+    pub(crate) bin: PathBuf,
+    /// The same directory as an ext4 image, for a node to mount.
+    pub(crate) image: PathBuf,
+}
+
+/// A build that goes on in a thread.
+#[derive(Debug)]
+pub(crate) struct Building {
+    thread: JoinHandle<Result<Kube>>,
+}
+
+/// Starts the build, at low priority, and returns at once.
+pub(crate) fn start(root: &Path) -> Building {
+    let root = root.to_owned();
+    Building {
+        thread: std::thread::spawn(move || ensure(&root)),
+    }
+}
+
+impl Building {
+    /// Waits until it is built.
+    ///
+    /// # Errors
+    /// As [`ensure`].
+    pub(crate) fn wait(self) -> Result<Kube> {
+        self.thread
+            .join()
+            .map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
+    }
+
+    /// True if [`Building::wait`] would return at once.
+    pub(crate) fn is_done(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// Returns Kubernetes; builds it first if it is not in the cache.
+///
+/// # Errors
+/// If Go is missing, a module cannot be fetched, or the build fails.
+pub(crate) fn ensure(root: &Path) -> Result<Kube> {
+    let source = root.join("xtask/kube");
+    let mut inputs = vec![RECIPE.to_owned()];
+    for file in ["go.mod", "go.sum", "main.go"] {
+        let path = source.join(file);
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("failed to read {}", path.display()))?;
+        inputs.push(text);
+    }
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let entry = cache::ensure("Kubernetes", "kube", &inputs, |step, entry| {
+        build(step, &source, entry)
+    })?;
+    Ok(Kube {
+        bin: entry.join("bin"),
+        image: entry.join("kube.ext4"),
+    })
+}
+
+fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
+    step::output(Command::new("go").arg("version").current_dir(source))
+        .context("Go 1.21 or newer is needed (Debian 12's own package is too old)")?;
+    step.progress("fetching modules");
+    let packages = step::output(go(source).args(["list", "-deps", "."]))?
+        .lines()
+        .count();
+
+    let bin = entry.join("bin");
+    fs::create_dir_all(&bin).context("failed to make a directory")?;
+    let mut compiled = 0;
+    step.run_watched(
+        go(source)
+            .args(["build", "-v", "-trimpath", "-ldflags", "-s -w", "-o"])
+            .arg(bin.join("kube"))
+            .arg("."),
+        |package| {
+            // Packages that are in Go's cache already are not named.
+            compiled += 1;
+            Some(format!(
+                "{compiled} of at most {packages} packages: {package}"
+            ))
+        },
+    )?;
+    for part in PARTS {
+        std::os::unix::fs::symlink("kube", bin.join(part)).context("failed to link a part")?;
+    }
+    step.progress("making the image for nodes");
+    step.run(
+        Command::new("/sbin/mke2fs")
+            .args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
+            .arg(&bin)
+            .arg(entry.join("kube.ext4"))
+            .arg("256M"),
+    )
+}
+
+fn go(source: &Path) -> Command {
+    let mut command = Command::new("nice");
+    command
+        .args(["-n", "10", "go"])
+        .current_dir(source)
+        // Static: the same file runs on this machine and on a node. An older Go fetches the
+        // release that go.mod asks for.
+        .env("CGO_ENABLED", "0")
+        .env("GOTOOLCHAIN", "auto")
+        .env_remove("GOFLAGS");
+    command
+}
