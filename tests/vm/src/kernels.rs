@@ -1,4 +1,4 @@
-//! `kernels.toml`: which kernels the tests run on, and what they need of each.
+//! `kernels.toml`: what the tests need of every kernel.
 
 use serde::Deserialize;
 
@@ -11,21 +11,6 @@ const FILE: &str = include_str!("../kernels.toml");
 pub struct Kernels {
     /// Modules that are loaded before the tests. Their dependencies are found when they are packed.
     pub modules: Vec<String>,
-    /// Oldest first.
-    #[serde(rename = "kernel")]
-    pub kernels: Vec<Kernel>,
-}
-
-/// Where one kernel comes from; `xtask/src/setup/kernels.rs` fetches it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Kernel {
-    /// Name in reports and for `--kernel`; the release starts with it.
-    pub name: String,
-    /// Debian suite.
-    pub suite: String,
-    /// Packages that hold the image and the modules, or meta packages over them; `*` allowed.
-    pub packages: Vec<String>,
 }
 
 impl Kernels {
@@ -44,8 +29,7 @@ mod tests {
 
     #[test]
     fn kernels_toml_parses_and_names_the_modules_of_the_delay() {
-        let Kernels { modules, kernels } = Kernels::read().unwrap();
-        assert_eq!(kernels.iter().map(|k| k.name.as_str()).collect::<Vec<_>>(), ["6.1", "6.12", "7.2"]);
+        let modules = Kernels::read().unwrap().modules;
         for needed in ["veth", "sch_fq", "sch_ingress", "cls_bpf"] {
             assert!(modules.iter().any(|m| m == needed), "{needed}");
         }
