@@ -5,6 +5,8 @@ pub mod executor;
 pub mod journal;
 pub mod kernel;
 pub mod mechanism;
+pub mod metrics;
 pub mod node;
+pub mod node_thread;
 pub mod target;
 pub mod wire;

@@ -1,0 +1,73 @@
+//! The node of a running agent as [`NodePort`].
+
+use std::time::Duration;
+
+use anyhow::Context;
+use chaos_abi::control;
+use chaos_planner::capabilities::Capabilities;
+use chaos_planner::fault::Fault;
+use chaos_planner::observed::Observed;
+
+use super::NodePort;
+use crate::kernel::maps::Pinned;
+use crate::node::{Node, Options, Owner};
+
+/// A node with a kernel.
+pub struct LiveNode {
+    node: Node,
+    maps: Pinned,
+}
+
+/// Opens the node: takes the host's lock, loads and pins the programs.
+///
+/// # Errors
+/// What the node says; it names what is missing and what to do.
+pub fn open(options: Options) -> anyhow::Result<LiveNode> {
+    let bpffs = options.bpffs.clone();
+    let node = Node::open(options)?;
+    let maps = Pinned::open(&bpffs).context("failed to open the maps that were just pinned")?;
+    Ok(LiveNode { node, maps })
+}
+
+impl LiveNode {
+    /// The node alone, for what ends it.
+    pub fn into_inner(self) -> Node {
+        self.node
+    }
+}
+
+impl NodePort for LiveNode {
+    fn capabilities(&self) -> &Capabilities {
+        self.node.capabilities()
+    }
+
+    fn set_desired(&mut self, owner: Owner, faults: Vec<Fault>) {
+        self.node.set_desired(owner, faults);
+    }
+
+    fn orphan(&mut self, owner: Owner) {
+        self.node.orphan(owner);
+    }
+
+    fn reconcile(&mut self) -> Duration {
+        self.node.reconcile()
+    }
+
+    fn observed(&mut self, owner: Option<&Owner>) -> Vec<Observed> {
+        self.node.observed(owner)
+    }
+
+    fn hand_over(&mut self) {
+        self.node.hand_over();
+    }
+
+    fn halted(&self) -> bool {
+        self.maps.halted().unwrap_or(false)
+    }
+
+    fn set_halted(&mut self, halted: bool) -> Result<(), String> {
+        self.maps
+            .set_control(control::HALTED, u32::from(halted))
+            .map_err(|error| format!("failed to write the halt word: {error}"))
+    }
+}
