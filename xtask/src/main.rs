@@ -9,6 +9,7 @@ mod out;
 mod qemu;
 mod setup;
 mod step;
+mod vmtest;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -28,6 +29,14 @@ enum Task {
     Setup,
     /// Build the kernel programs alone, as objects to look at
     Ebpf,
+    /// Run the tests of tests/vm in a bare virtual machine with one kernel
+    Vm {
+        /// Which kernel
+        #[arg(long, default_value = "6.12")]
+        kernel: setup::kernels::Series,
+        #[command(flatten)]
+        options: vmtest::Options,
+    },
 }
 
 fn main() -> ExitCode {
@@ -46,6 +55,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::run(&root)?,
         Task::Ebpf => ebpf::run(&root)?,
+        Task::Vm { kernel, options } => return vmtest::run(&root, kernel, &options),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,174 @@
+//! `cargo xtask vm`: boots a bare virtual machine and runs `tests/vm` in it.
+//!
+//! Not here: the tests and what runs inside (`tests/vm`), and the choice of kernels for a full run
+//! (`test.rs`).
+
+mod image;
+mod modules;
+mod outcome;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use vm_tests::report::{Event, Outcome};
+
+use crate::{
+    out::{note, say},
+    qemu::Machine,
+    setup::kernels::{self, Series},
+    step::{Step, step},
+};
+
+pub(crate) use image::{Binaries, build};
+pub(crate) use outcome::{KernelRun, TestResult};
+
+/// A machine that still runs after this time hangs: the runner inside has limits of its own.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// What to run.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Run only the tests whose name contains this
+    #[arg(long, value_name = "PART")]
+    pub(crate) only: Option<String>,
+}
+
+/// `cargo xtask vm`.
+///
+/// # Errors
+/// If the machine could not be made; failed tests are in the exit code.
+pub(crate) fn run(root: &Path, series: Series, options: &Options) -> Result<ExitCode> {
+    let binaries = build(root)?;
+    let run = boot(root, series, &binaries, options)?;
+    say!("");
+    for result in &run.results {
+        say!("{}", result.line());
+    }
+    say!(
+        "Linux {}: {:.1} s; console in {}",
+        run.release,
+        run.seconds,
+        run.directory.display()
+    );
+    let failed = run.results.iter().filter(|r| !r.is_good()).count();
+    ensure!(
+        !run.results.is_empty(),
+        "no test has {:?} in its name",
+        options.only
+    );
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Boots one kernel with these binaries and waits for its results.
+///
+/// # Errors
+/// If the machine could not be made, or did not get as far as the runner.
+pub(crate) fn boot(
+    root: &Path,
+    series: Series,
+    binaries: &Binaries,
+    options: &Options,
+) -> Result<KernelRun> {
+    let only = options.only.as_deref().unwrap_or_default();
+    ensure!(
+        only.chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_:".contains(c)),
+        "--only {only}: letters, digits, `_` and `:` only; it is a part of a test's name"
+    );
+    let kernel = kernels::ensure(series)?;
+    let directory = root.join("target/vm").join(series.name());
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("failed to make {}", directory.display()))?;
+    step(&format!("VM {}", series.name()), |step| {
+        step.progress("waiting for another run with this kernel");
+        let lock = File::create(directory.join("lock")).context("failed to make a lock")?;
+        lock.lock()
+            .context("failed to take the lock of a test VM")?;
+        step.progress("packing");
+        let initrd = directory.join("initramfs.cpio");
+        fs::write(&initrd, image::pack(&kernel, binaries)?)
+            .with_context(|| format!("failed to write {}", initrd.display()))?;
+        let console = directory.join("console.log");
+        let name = format!("faultline-test-{}", series.name());
+        let mut machine = Machine::new(&name, &kernel.vmlinuz, &initrd, &console, TIME_LIMIT);
+        machine.append = "mitigations=off".to_owned();
+        if !only.is_empty() {
+            // Init passes everything after the dashes on to the runner.
+            machine.append.push_str(&format!(" -- --only {only}"));
+        }
+        let events = directory.join("events.jsonl");
+        machine.report = Some(events.clone());
+        watch(step, series, &machine, &events, directory.clone())
+    })
+}
+
+/// Runs the machine to its end and shows which test it is at.
+fn watch(
+    step: &Step,
+    series: Series,
+    machine: &Machine,
+    events: &PathBuf,
+    directory: PathBuf,
+) -> Result<KernelRun> {
+    let started = Instant::now();
+    let mut vm = machine.spawn()?;
+    let mut shown = 0;
+    let ended = loop {
+        let running = vm.is_running();
+        let seen = read(events)?;
+        for event in seen.iter().skip(shown) {
+            show(step, series, event);
+        }
+        shown = seen.len();
+        match running {
+            Ok(true) => std::thread::sleep(Duration::from_millis(100)),
+            Ok(false) => break None,
+            Err(error) => break Some(format!("{error:#}")),
+        }
+    };
+    let events = read(events)?;
+    let console = fs::read(&machine.console).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let seconds = started.elapsed().as_secs_f64();
+    outcome::conclude(
+        series.name(),
+        &events,
+        ended.as_deref(),
+        &console,
+        seconds,
+        directory,
+    )
+}
+
+fn show(step: &Step, series: Series, event: &Event) {
+    match event {
+        Event::Booted { release, tests } => step.progress(format!("{release}: {tests} tests")),
+        Event::Started { test } => step.progress(test.as_str()),
+        Event::Finished {
+            test,
+            outcome: Outcome::Failed(why),
+            ..
+        } => {
+            note!("VM {}: FAILED {test}: {why}", series.name());
+        }
+        Event::Finished { .. } | Event::Ended { .. } => {}
+    }
+}
+
+fn read(events: &PathBuf) -> Result<Vec<Event>> {
+    let text = fs::read(events).with_context(|| format!("failed to read {}", events.display()))?;
+    // The last line may be half written; it does not parse then, and comes again.
+    Ok(String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(Event::parse)
+        .collect())
+}

@@ -1,0 +1,194 @@
+//! What a run of a VM amounts to. Pure: from its events to results.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use vm_tests::report::{Event, Outcome};
+
+/// Lines of the console that a failure repeats.
+const LINES_OF_CONSOLE: usize = 30;
+
+/// One boot of one kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelRun {
+    /// `uname -r`
+    pub(crate) release: String,
+    /// From power-on to power-off.
+    pub(crate) seconds: f64,
+    /// In the order they ran.
+    pub(crate) results: Vec<TestResult>,
+    /// Where its console and its events are kept.
+    pub(crate) directory: PathBuf,
+}
+
+/// How one test went.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct TestResult {
+    /// Full name, or that of a stage of `cargo xtask test`.
+    pub(crate) test: String,
+    /// Name of the kernel; none for what runs on the host.
+    pub(crate) kernel: Option<String>,
+    /// How it ended.
+    pub(crate) outcome: Outcome,
+    /// How long it took.
+    pub(crate) seconds: f64,
+}
+
+impl TestResult {
+    /// True unless it failed.
+    pub(crate) fn is_good(&self) -> bool {
+        !matches!(self.outcome, Outcome::Failed(_))
+    }
+
+    /// For people.
+    pub(crate) fn line(&self) -> String {
+        let kernel = self
+            .kernel
+            .as_deref()
+            .map(|k| format!(" on {k}"))
+            .unwrap_or_default();
+        let (word, why) = match &self.outcome {
+            Outcome::Passed => ("ok     ", String::new()),
+            Outcome::Failed(why) => ("FAILED ", format!(": {why}")),
+            Outcome::Skipped(why) => ("skipped", format!(": {why}")),
+        };
+        format!("{word} {}{kernel} ({:.1} s){why}", self.test, self.seconds)
+    }
+}
+
+/// Makes results of events. A test that began and did not end took the machine down; a run that
+/// did not end says so once more, since tests are missing.
+///
+/// # Errors
+/// The runner did not start: nothing was tested.
+pub(crate) fn conclude(
+    kernel: &str,
+    events: &[Event],
+    error: Option<&str>,
+    console: &str,
+    seconds: f64,
+    directory: PathBuf,
+) -> Result<KernelRun> {
+    let mut release = None;
+    let mut asked = 0;
+    let mut ended = false;
+    let mut begun = Vec::new();
+    let mut results = Vec::new();
+    for event in events {
+        match event {
+            Event::Booted { release: r, tests } => {
+                release = Some(r.clone());
+                asked = *tests;
+            }
+            Event::Started { test } => begun.push(test.clone()),
+            Event::Finished {
+                test,
+                outcome,
+                seconds,
+            } => results.push(TestResult {
+                test: test.clone(),
+                kernel: Some(kernel.to_owned()),
+                outcome: outcome.clone(),
+                seconds: *seconds,
+            }),
+            Event::Ended { .. } => ended = true,
+        }
+    }
+    let why = error.unwrap_or("the machine went down");
+    let Some(release) = release else {
+        bail!(
+            "kernel {kernel}: no test has started: {why}; {}",
+            tail(console)
+        );
+    };
+    let failed = |test: &str, why: String| TestResult {
+        test: test.to_owned(),
+        kernel: Some(kernel.to_owned()),
+        outcome: Outcome::Failed(why),
+        seconds: 0.0,
+    };
+    let finished: HashSet<_> = results.iter().map(|r| r.test.clone()).collect();
+    let lost = begun.iter().filter(|t| !finished.contains(*t));
+    results.extend(lost.map(|test| failed(test, format!("{why}; {}", tail(console)))));
+    if !ended {
+        let missing = asked.saturating_sub(begun.len());
+        let why = format!("{why} before all tests had run: {missing} are missing");
+        results.push(failed("run::all_tests_run_to_the_end", why));
+    }
+    Ok(KernelRun {
+        release,
+        seconds,
+        results,
+        directory,
+    })
+}
+
+fn tail(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    let end = lines
+        .split_at(lines.len().saturating_sub(LINES_OF_CONSOLE))
+        .1;
+    format!("the end of its console:\n  {}", end.join("\n  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn booted() -> Event {
+        Event::Booted {
+            release: "6.12.1".into(),
+            tests: 2,
+        }
+    }
+
+    fn started(test: &str) -> Event {
+        Event::Started { test: test.into() }
+    }
+
+    fn passed(test: &str) -> Event {
+        Event::Finished {
+            test: test.into(),
+            outcome: Outcome::Passed,
+            seconds: 1.0,
+        }
+    }
+
+    fn judge(events: &[Event]) -> Result<KernelRun> {
+        conclude("6.12", events, None, "Kernel panic\n", 3.0, PathBuf::new())
+    }
+
+    #[test]
+    fn a_complete_run_has_the_results_of_its_tests() {
+        let ended = Event::Ended { seconds: 3.0 };
+        let run = judge(&[
+            booted(),
+            started("a"),
+            passed("a"),
+            started("b"),
+            passed("b"),
+            ended,
+        ])
+        .unwrap();
+        assert_eq!(run.release, "6.12.1");
+        assert!(run.results.len() == 2 && run.results.iter().all(TestResult::is_good));
+    }
+
+    #[test]
+    fn a_test_that_takes_the_machine_down_has_failed_and_so_has_the_run() {
+        let run = judge(&[booted(), started("a")]).unwrap();
+        let lines: Vec<_> = run.results.iter().map(TestResult::line).collect();
+        assert_eq!(lines.len(), 2);
+        assert!(
+            lines[0].contains("FAILED  a") && lines[0].contains("Kernel panic"),
+            "{lines:?}"
+        );
+        assert!(lines[1].contains("1 are missing"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_machine_that_runs_no_test_is_an_error() {
+        assert!(judge(&[]).is_err());
+    }
+}
