@@ -2,11 +2,14 @@
 //! only so that tests can reach it.
 
 pub mod executor;
+pub mod health;
+pub mod identity;
 pub mod journal;
 pub mod kernel;
 pub mod mechanism;
 pub mod metrics;
 pub mod node;
 pub mod node_thread;
+pub mod server;
 pub mod target;
 pub mod wire;

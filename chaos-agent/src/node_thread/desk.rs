@@ -200,7 +200,8 @@ impl<P: NodePort> Desk<P> {
         let Some(client) = self.clients.get_mut(&owner) else {
             return;
         };
-        if client.session != session {
+        // A stream that took over and ended without a word ends for the one before it, too.
+        if client.session > session {
             return;
         }
         client.answers = None;
