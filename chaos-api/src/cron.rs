@@ -16,6 +16,15 @@ const NAMES: [&str; 19] = [
     "MON", "TUE", "WED", "THU", "FRI", "SAT",
 ];
 
+/// The fields in their order, and what each may hold.
+const FIELDS: [&str; 5] = [
+    "minute (0-59)",
+    "hour (0-23)",
+    "day of the month (1-31)",
+    "month (1-12 or JAN-DEC)",
+    "day of the week (0-7 or SUN-SAT)",
+];
+
 /// When something happens again and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cron {
@@ -106,14 +115,9 @@ impl Cron {
                 )));
             }
         }
-        let cron = CronParser::builder()
-            .seconds(Seconds::Disallowed)
-            .year(Year::Disallowed)
-            // `5/10` is "from 5 on, each 10th", as in Chaos Mesh.
-            .sloppy_ranges(true)
-            .build()
+        let cron = parser()
             .parse(text)
-            .map_err(|error| CronError::Field(error.to_string()))?;
+            .map_err(|error| blame(text, &error.to_string()))?;
         let cron = Self::Calendar(Box::new(cron));
         // Leap days are at most eight years apart.
         let epoch = Timestamp::UNIX_EPOCH;
@@ -183,6 +187,29 @@ impl Cron {
             }
         }
     }
+}
+
+fn parser() -> CronParser {
+    CronParser::builder()
+        .seconds(Seconds::Disallowed)
+        .year(Year::Disallowed)
+        // `5/10` is "from 5 on, each 10th", as in Chaos Mesh.
+        .sloppy_ranges(true)
+        .build()
+}
+
+/// Which of the five fields is wrong: the one that also fails alone. `otherwise` if none does.
+fn blame(text: &str, otherwise: &str) -> CronError {
+    for (index, field) in text.split_whitespace().enumerate() {
+        let mut alone = ["*"; FIELDS.len()];
+        if let Some(place) = alone.get_mut(index) {
+            *place = field;
+        }
+        if parser().parse(&alone.join(" ")).is_err() {
+            return CronError::Field(format!("{field:?} is no {}", FIELDS[index]));
+        }
+    }
+    CronError::Field(otherwise.to_owned())
 }
 
 #[cfg(test)]
@@ -306,13 +333,13 @@ mod tests {
             ("@every 500ms", "it is below 1s"),
             ("@every 1.5s", "a fraction of a second"),
             ("@every -5s", "it is below 1s"),
-            ("61 * * * *", ""),
-            ("* 24 * * *", ""),
-            ("* * 0 * *", ""),
-            ("* * * 13 *", ""),
-            ("* * * * 8", ""),
-            ("5-1 * * * *", ""),
-            ("*/0 * * * *", ""),
+            ("61 * * * *", "\"61\" is no minute (0-59)"),
+            ("* 24 * * *", "\"24\" is no hour (0-23)"),
+            ("* * 0 * *", "\"0\" is no day of the month"),
+            ("* * * 13 *", "is no month (1-12"),
+            ("* * * * 8", "is no day of the week"),
+            ("5-1 * * * *", "\"5-1\" is no minute"),
+            ("*/0 * * * *", "\"*/0\" is no minute"),
             ("a * * * *", "\"a\" is no month"),
             ("* * L * *", "\"L\" is no month"),
             ("* * * * 5#2", "'#' has no meaning"),

@@ -45,6 +45,7 @@ impl fmt::Display for FieldError {
             rule,
             advice,
         } = self;
+        let value = if value.is_empty() { "empty" } else { value };
         match value.char_indices().nth(SHOWN_CHARS) {
             Some((cut, _)) => write!(f, "{field}: {}…: {rule}; {advice}", &value[..cut]),
             None => write!(f, "{field}: {value}: {rule}; {advice}"),

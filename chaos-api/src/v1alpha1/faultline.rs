@@ -10,6 +10,7 @@ pub struct FaultlineSpec {
     /// Inject (default) does it. Observe walks the same path in the kernel and counts what would
     /// have been hit, but does nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "InjectionMode")]
     pub mode: Option<InjectionMode>,
     /// Only some of the matching packets or calls. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]

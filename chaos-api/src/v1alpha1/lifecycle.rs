@@ -14,7 +14,7 @@ pub struct Lifecycle {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
     /// Form of Chaos Mesh 1.x: the experiment starts anew on each tick, with targets drawn anew,
-    /// and lasts `duration` each time. Needs duration. A Schedule is the newer form.
+    /// and lasts for its duration each time. Needs duration. A Schedule is the newer form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduler>,
     /// Name of the RemoteCluster in which the experiment is to run.

@@ -48,6 +48,7 @@ pub struct Condition {
 pub struct ExperimentStatus {
     /// Run, or Stop: paused, over, or being deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "DesiredPhase")]
     pub desired_phase: Option<DesiredPhase>,
     /// One per selected pod (or container), sources and targets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -153,7 +154,7 @@ pub struct RecordEvent {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// When.
+    /// When it ended.
     pub timestamp: Time,
 }
 

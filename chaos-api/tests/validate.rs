@@ -1,0 +1,128 @@
+//! The same documents against the Rust rules and against the CEL rules of the schema: what is
+//! refused here must be refused there, as far as the schema can see it.
+
+use std::collections::BTreeMap;
+
+use chaos_api::v1alpha1::NetworkChaos;
+use chaos_api::{crd, default, validate};
+use serde_json::{Value, json};
+
+#[derive(serde::Deserialize)]
+struct Table {
+    base: BTreeMap<String, Value>,
+    cases: Vec<Case>,
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    name: String,
+    spec: BTreeMap<String, Value>,
+    #[serde(default)]
+    errors: Vec<String>,
+    #[serde(default = "seen")]
+    schema: bool,
+}
+
+fn seen() -> bool {
+    true
+}
+
+/// The cases of a file with their whole objects.
+fn cases(file: &str) -> Vec<(Case, Value)> {
+    let path = format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("the table can be read");
+    let table: Table = serde_norway::from_str(&text).expect("the table has this form");
+    let base = table.base;
+    let object = |case: Case| {
+        let mut spec = base.clone();
+        spec.extend(case.spec.clone());
+        let object = json!({
+            "apiVersion": "chaos-mesh.org/v1alpha1",
+            "kind": "NetworkChaos",
+            "metadata": { "name": "web", "namespace": "chaos-testing" },
+            "spec": spec,
+        });
+        (case, object)
+    };
+    table.cases.into_iter().map(object).collect()
+}
+
+fn refusals(object: &Value) -> Vec<String> {
+    let chaos: NetworkChaos =
+        serde_json::from_value(object.clone()).expect("the case is a NetworkChaos");
+    let mut defaulted = chaos.clone();
+    default::network_chaos(&mut defaulted);
+    let errors = |chaos: &NetworkChaos| {
+        let all = validate::validate(chaos)
+            .into_iter()
+            .chain(validate::unsupported(chaos));
+        all.map(|error| error.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        errors(&chaos),
+        errors(&defaulted),
+        "defaults change no verdict"
+    );
+    errors(&chaos)
+}
+
+fn cel_refusals(object: &Value, old: Option<&Value>) -> Vec<String> {
+    let crds = crd::crds();
+    let schema = crd::schema(&crds[0]).expect("one version with a schema");
+    let schema = serde_json::to_value(schema).expect("a schema is JSON");
+    match kube::core::cel::Validator::new().validate(&schema, object, old) {
+        Ok(()) => Vec::new(),
+        Err(errors) => vec![errors.to_string()],
+    }
+}
+
+#[test]
+fn sound_documents_are_accepted_by_the_rules_and_by_the_schema() {
+    for (case, object) in cases("accepted.yaml") {
+        assert_eq!(refusals(&object), [""; 0], "{}", case.name);
+        assert_eq!(cel_refusals(&object, None), [""; 0], "{}", case.name);
+    }
+}
+
+#[test]
+fn bad_documents_are_refused_with_field_value_rule_and_advice() {
+    for (case, object) in cases("refused.yaml") {
+        assert_eq!(refusals(&object), case.errors, "{}", case.name);
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_it_can_see() {
+    for (case, object) in cases("refused.yaml") {
+        let refused = cel_refusals(&object, None);
+        // Bounds of numbers are the schema's own, not CEL's.
+        assert_eq!(
+            !refused.is_empty(),
+            case.schema,
+            "{}: {refused:?}",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn a_spec_that_changes_is_refused_and_one_that_stays_is_not() {
+    let (_, old) = cases("accepted.yaml").remove(1);
+    let mut new = old.clone();
+    new["metadata"]["annotations"] = json!({ "experiment.chaos-mesh.org/pause": "true" });
+    assert_eq!(cel_refusals(&new, Some(&old)), [""; 0]);
+    new["spec"]["duration"] = json!("11s");
+    let refused = cel_refusals(&new, Some(&old)).join("\n");
+    assert!(refused.contains("Cannot update chaos spec"), "{refused}");
+}
+
+#[test]
+fn values_beyond_an_events_length_are_cut() {
+    let spec = json!({ "action": "partition", "mode": "fixed", "value": "é".repeat(2000), "selector": {} });
+    let object = json!({ "apiVersion": "", "kind": "", "metadata": {}, "spec": spec });
+    let [refusal] = refusals(&object).try_into().unwrap();
+    assert!(
+        refusal.starts_with("spec.value: é") && refusal.chars().count() < 300,
+        "{refusal}"
+    );
+}
