@@ -111,6 +111,16 @@ pub(crate) fn boot(
     })
 }
 
+/// A kernel that did not get as far as the runner, as the one result of its run.
+pub(crate) fn boot_failed(series: Series, error: &anyhow::Error) -> TestResult {
+    TestResult {
+        test: "boot::the_runner_starts".to_owned(),
+        kernel: Some(series.name().to_owned()),
+        outcome: Outcome::Failed(format!("{error:#}")),
+        seconds: 0.0,
+    }
+}
+
 /// Runs the machine to its end and shows which test it is at.
 fn watch(
     step: &Step,

@@ -1,0 +1,164 @@
+//! `cargo xtask test`: everything that must hold before a change is merged. `.ci/run` calls it.
+//!
+//! Stages go from cheap to dear; all run, also after a failure, so that one run shows all that is
+//! wrong. Not here: what a stage does (`tidy.rs`, `codegen.rs`, `vmtest.rs`, `test/*.rs`).
+
+mod cargo;
+pub(crate) mod matrix;
+mod summary;
+mod vms;
+
+use std::{path::Path, process::ExitCode, time::Instant};
+
+use anyhow::Result;
+use vm_tests::report::Outcome;
+
+use crate::{codegen, out::note, tidy, vmtest::TestResult};
+
+/// What to test.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Run only this stage (format, tidy, codegen, lints, alone, unit, vm), or the tests whose name
+    /// contains this
+    #[arg(long, value_name = "STAGE|PART")]
+    only: Option<String>,
+    /// Take what the VM tests say as the new tests/vm/matrix.json, and write README.md's table
+    #[arg(long)]
+    bless: bool,
+}
+
+/// What a stage gets.
+pub(crate) struct Context<'a> {
+    /// The root of the repository.
+    pub(crate) root: &'a Path,
+    /// Part of the names of the tests to run; empty runs all.
+    pub(crate) only: &'a str,
+    /// See [`Options::bless`].
+    pub(crate) bless: bool,
+}
+
+/// A part of the run.
+struct Stage {
+    name: &'static str,
+    /// It has tests to choose from by name; other stages are left out when a name is asked for.
+    has_tests: bool,
+    /// An error counts as one failed test with the name of the stage.
+    run: fn(&Context<'_>) -> Result<Vec<TestResult>>,
+}
+
+/// In this order. Tests on a cluster come last, as a stage of their own: a function of the same
+/// type in `test/cluster.rs` and a line here.
+const STAGES: &[Stage] = &[
+    Stage {
+        name: "format",
+        has_tests: false,
+        run: |c| cargo::format(c.root),
+    },
+    Stage {
+        name: "tidy",
+        has_tests: true,
+        run: |c| tidy::check(c.root, c.only),
+    },
+    Stage {
+        name: "codegen",
+        has_tests: false,
+        run: |_| generated_files_are_current(),
+    },
+    Stage {
+        name: "lints",
+        has_tests: false,
+        run: |c| cargo::lints(c.root),
+    },
+    Stage {
+        name: "alone",
+        has_tests: false,
+        run: |c| cargo::crates_alone(c.root),
+    },
+    Stage {
+        name: "unit",
+        has_tests: true,
+        run: |c| cargo::unit_tests(c.root, c.only),
+    },
+    Stage {
+        name: "vm",
+        has_tests: true,
+        run: vms::run,
+    },
+];
+
+/// `cargo xtask test`.
+///
+/// # Errors
+/// If the report cannot be written; failed tests are in the exit code.
+pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
+    let only = options.only.as_deref().unwrap_or_default();
+    let named = STAGES.iter().any(|stage| stage.name == only);
+    let mut results = Vec::new();
+    let mut times = Vec::new();
+    for stage in STAGES {
+        let chosen = only.is_empty()
+            || if named {
+                stage.name == only
+            } else {
+                stage.has_tests
+            };
+        if !chosen {
+            continue;
+        }
+        let part = if named { "" } else { only };
+        let context = Context {
+            root,
+            only: part,
+            bless: options.bless,
+        };
+        note!("stage {}", stage.name);
+        let started = Instant::now();
+        let done = (stage.run)(&context).unwrap_or_else(|error| {
+            vec![result(
+                stage.name,
+                Outcome::Failed(format!("{error:#}")),
+                started,
+            )]
+        });
+        for failed in done.iter().filter(|result| !result.is_good()) {
+            note!("{}", failed.line());
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        note!(
+            "stage {}: {} in {seconds:.1} s",
+            stage.name,
+            summary::Counts::of(&done)
+        );
+        times.push((stage.name, seconds));
+        results.extend(done);
+    }
+    summary::write(root, &results, &times)?;
+    summary::print(&results, &times);
+    let good = !results.is_empty() && results.iter().all(TestResult::is_good);
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A result of something that runs on the host, started at `started`.
+pub(crate) fn result(test: &str, outcome: Outcome, started: Instant) -> TestResult {
+    let seconds = started.elapsed().as_secs_f64();
+    TestResult {
+        test: test.to_owned(),
+        kernel: None,
+        outcome,
+        seconds,
+    }
+}
+
+fn generated_files_are_current() -> Result<Vec<TestResult>> {
+    let started = Instant::now();
+    codegen::run(true)?;
+    Ok(vec![result(
+        "codegen::generated_files_are_current",
+        Outcome::Passed,
+        started,
+    )])
+}

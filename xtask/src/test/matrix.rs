@@ -1,0 +1,282 @@
+//! What works on which kernel: `tests/vm/matrix.json` is what the VM tests said last, committed, and
+//! the table in README.md is made from it.
+//!
+//! A test that comes, goes, or is skipped where it ran before changes the matrix; the run then fails
+//! and says so, until `cargo xtask test --bless` has written it anew and the change is committed. So
+//! the README cannot claim what the tests do not show, and a skip cannot creep in. Nothing in the
+//! matrix depends on times or on the exact release of a kernel.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use vm_tests::report::Outcome;
+
+use super::result;
+use crate::{
+    setup::kernels::Series,
+    tidy::{Rule, Tree},
+    vmtest::TestResult,
+};
+
+/// Full name of a test -> name of a kernel -> `passed` or `skipped: <reason>`.
+type Matrix = BTreeMap<String, BTreeMap<String, String>>;
+
+const FILE: &str = "tests/vm/matrix.json";
+const README: &str = "README.md";
+const BEGIN: &str = "<!-- kernels: written by `cargo xtask test --bless` -->";
+const END: &str = "<!-- end of kernels -->";
+
+/// Tests of faults; the others are about the harness.
+const FAULTS: &str = "faults::";
+
+/// The rules about it that need no test run.
+pub(crate) const RULES: &[Rule] = &[Rule {
+    name: "the_table_of_kernels_is_the_one_of_the_tests",
+    why: "the README must not claim what no test shows; `cargo xtask test --bless` writes both",
+    check: readme_is_current,
+}];
+
+fn readme_is_current(tree: &Tree) -> Vec<String> {
+    let judge = || -> Result<()> {
+        let readme = tree.get(README).context("there is none")?;
+        let matrix = parse(
+            tree.get(FILE)
+                .with_context(|| format!("there is no {FILE}"))?,
+        )?;
+        ensure!(
+            with_table(readme, &table(&matrix))? == readme,
+            "the table is not that of {FILE}"
+        );
+        Ok(())
+    };
+    judge()
+        .err()
+        .map(|error| format!("{README}: {error:#}"))
+        .into_iter()
+        .collect()
+}
+
+/// Compares the results of a complete run with the matrix; or writes the matrix and the README's
+/// table, if all has passed.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub(super) fn compare_or_write(
+    root: &Path,
+    results: &[TestResult],
+    bless: bool,
+) -> Result<Vec<TestResult>> {
+    let started = Instant::now();
+    let now = of(results);
+    let file = root.join(FILE);
+    if bless {
+        ensure!(
+            results.iter().all(TestResult::is_good),
+            "--bless: tests have failed; the matrix stays as it is"
+        );
+        fs::write(&file, serde_json::to_string_pretty(&now)? + "\n")
+            .with_context(|| format!("failed to write {}", file.display()))?;
+        let readme = root.join(README);
+        let text = fs::read_to_string(&readme).context("failed to read README.md")?;
+        fs::write(&readme, with_table(&text, &table(&now))?)
+            .context("failed to write README.md")?;
+    }
+    let before = match fs::read_to_string(&file) {
+        Ok(text) => parse(&text)?,
+        Err(_) => Matrix::new(),
+    };
+    let changes = changes(&before, &now);
+    let outcome = if changes.is_empty() {
+        Outcome::Passed
+    } else {
+        Outcome::Failed(format!(
+            "not what {FILE} says:\n  {}\n  if that is meant, run `cargo xtask test --bless`",
+            changes.join("\n  ")
+        ))
+    };
+    Ok(vec![result(
+        "vm::results_are_those_of_the_matrix",
+        outcome,
+        started,
+    )])
+}
+
+fn parse(text: &str) -> Result<Matrix> {
+    serde_json::from_str(text).with_context(|| format!("failed to understand {FILE}"))
+}
+
+fn of(results: &[TestResult]) -> Matrix {
+    let mut matrix = Matrix::new();
+    for result in results {
+        let Some(kernel) = &result.kernel else {
+            continue;
+        };
+        let outcome = match &result.outcome {
+            Outcome::Passed => "passed".to_owned(),
+            Outcome::Skipped(why) => format!("skipped: {why}"),
+            Outcome::Failed(_) => "failed".to_owned(),
+        };
+        matrix
+            .entry(result.test.clone())
+            .or_default()
+            .insert(kernel.clone(), outcome);
+    }
+    matrix
+}
+
+/// What differs. A failed test has failed as such; it is no change of the matrix.
+fn changes(before: &Matrix, now: &Matrix) -> Vec<String> {
+    let mut changes = Vec::new();
+    let mut names: Vec<_> = before.keys().chain(now.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        for series in Series::ALL {
+            let of = |matrix: &Matrix| matrix.get(name)?.get(series.name()).cloned();
+            let (before, now) = (of(before), of(now));
+            if before != now && now.as_deref() != Some("failed") {
+                let show = |outcome: Option<String>| outcome.unwrap_or_else(|| "not there".into());
+                let kernel = series.name();
+                changes.push(format!(
+                    "{name} on {kernel}: {}, was {}",
+                    show(now),
+                    show(before)
+                ));
+            }
+        }
+    }
+    changes
+}
+
+/// A row for each fault, a column for each kernel, and under it why tests were skipped.
+fn table(matrix: &Matrix) -> String {
+    let mut faults: BTreeMap<&str, Vec<&BTreeMap<String, String>>> = BTreeMap::new();
+    for (name, kernels) in matrix {
+        let Some(name) = name.strip_prefix(FAULTS) else {
+            continue;
+        };
+        let fault = name.split("::").next().unwrap_or(name);
+        faults.entry(fault).or_default().push(kernels);
+    }
+    let heads: Vec<_> = Series::ALL
+        .iter()
+        .map(|s| format!("Linux {}", s.name()))
+        .collect();
+    let mut lines = vec![
+        format!("| fault | {} |", heads.join(" | ")),
+        format!("|---|{}", "---|".repeat(heads.len())),
+    ];
+    for (fault, tests) in &faults {
+        let cell = |series: &Series| {
+            let outcomes = || {
+                tests
+                    .iter()
+                    .filter_map(|kernels| kernels.get(series.name()))
+            };
+            let passed = outcomes().filter(|outcome| *outcome == "passed").count();
+            let skipped = outcomes().count() - passed;
+            match (passed, skipped) {
+                (0, 0) => "not tested".to_owned(),
+                (0, _) => "no".to_owned(),
+                (1, 0) => "yes (1 test)".to_owned(),
+                (_, 0) => format!("yes ({passed} tests)"),
+                _ => format!("partly ({passed} tests, {skipped} skipped)"),
+            }
+        };
+        let cells: Vec<_> = Series::ALL.iter().map(cell).collect();
+        lines.push(format!(
+            "| [{fault}](docs/faults/{fault}.md) | {} |",
+            cells.join(" | ")
+        ));
+    }
+    let mut skips = Vec::new();
+    for (name, kernels) in matrix.iter().filter(|(name, _)| name.starts_with(FAULTS)) {
+        for (kernel, outcome) in kernels {
+            if let Some(why) = outcome.strip_prefix("skipped: ") {
+                let test = name.trim_start_matches(FAULTS);
+                skips.push(format!("- Linux {kernel}, {test}: {why}"));
+            }
+        }
+    }
+    if !skips.is_empty() {
+        lines.push(String::new());
+        lines.append(&mut skips);
+    }
+    lines.join("\n")
+}
+
+/// The text with what stands between the markers replaced.
+fn with_table(readme: &str, table: &str) -> Result<String> {
+    let Some((head, rest)) = readme.split_once(BEGIN) else {
+        bail!("the marker {BEGIN} is missing");
+    };
+    let Some((_, tail)) = rest.split_once(END) else {
+        bail!("the marker {END} is missing")
+    };
+    Ok(format!("{head}{BEGIN}\n{table}\n{END}{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(outcomes: &[(&str, &str, &str)]) -> Matrix {
+        let mut matrix = Matrix::new();
+        for (test, kernel, outcome) in outcomes {
+            let kernels = matrix.entry((*test).to_owned()).or_default();
+            kernels.insert((*kernel).to_owned(), (*outcome).to_owned());
+        }
+        matrix
+    }
+
+    #[test]
+    fn the_table_says_yes_partly_no_and_why() {
+        let table = table(&matrix(&[
+            ("checks::x", "6.1", "passed"),
+            ("faults::delay::a", "6.1", "passed"),
+            ("faults::delay::b", "6.1", "skipped: no fq"),
+            ("faults::delay::a", "6.12", "passed"),
+            ("faults::loss::a", "6.1", "skipped: old"),
+        ]));
+        assert_eq!(
+            table,
+            "| fault | Linux 6.1 | Linux 6.12 | Linux 7 |\n\
+             |---|---|---|---|\n\
+             | [delay](docs/faults/delay.md) | partly (1 tests, 1 skipped) | yes (1 test) | not tested |\n\
+             | [loss](docs/faults/loss.md) | no | not tested | not tested |\n\n\
+             - Linux 6.1, delay::b: no fq\n\
+             - Linux 6.1, loss::a: old"
+        );
+    }
+
+    #[test]
+    fn a_new_skip_a_new_test_and_a_lost_one_are_changes_and_a_failure_is_not() {
+        let before = matrix(&[
+            ("a", "6.1", "passed"),
+            ("b", "6.1", "passed"),
+            ("d", "6.1", "passed"),
+        ]);
+        let now = matrix(&[
+            ("a", "6.1", "skipped: x"),
+            ("c", "6.1", "passed"),
+            ("d", "6.1", "failed"),
+        ]);
+        assert_eq!(
+            changes(&before, &now),
+            [
+                "a on 6.1: skipped: x, was passed",
+                "b on 6.1: not there, was passed",
+                "c on 6.1: passed, was not there"
+            ]
+        );
+        assert!(changes(&before, &before).is_empty());
+    }
+
+    #[test]
+    fn only_the_text_between_the_markers_is_replaced() {
+        let readme = format!("head\n{BEGIN}\nold\n{END}\ntail\n");
+        let expected = format!("head\n{BEGIN}\nnew\n{END}\ntail\n");
+        assert_eq!(with_table(&readme, "new").unwrap(), expected);
+        assert!(with_table("no markers", "new").is_err());
+    }
+}
