@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log"
@@ -31,7 +33,7 @@ func main() {
 		etcdmain.Main(os.Args)
 		return
 	case "kube-egress":
-		egress(os.Args[1])
+		log.Fatal(egress(os.Args[1:]))
 		return
 	case "kube-apiserver":
 		command = apiserver.NewAPIServerCommand()
@@ -53,14 +55,29 @@ func main() {
 }
 
 // egress is an HTTP CONNECT proxy on a node. The API server runs on the host, outside of the
-// networks of nodes and pods; through this it reaches kubelets, pods, services and webhooks.
-func egress(address string) {
+// networks of nodes and pods; through this it reaches kubelets, pods, services and webhooks. Nobody
+// else may: it asks for a certificate of the cluster's CA.
+func egress(args []string) error {
+	if len(args) != 4 {
+		return fmt.Errorf("usage: kube-egress ADDRESS CERTIFICATE KEY CA")
+	}
+	ca, err := os.ReadFile(args[3])
+	if err != nil {
+		return err
+	}
+	clients := x509.NewCertPool()
+	if !clients.AppendCertsFromPEM(ca) {
+		return fmt.Errorf("no certificate in %s", args[3])
+	}
 	server := &http.Server{
-		Addr:              address,
+		Addr:              args[0],
 		ReadHeaderTimeout: 10 * time.Second,
 		Handler:           http.HandlerFunc(connect),
+		TLSConfig:         &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients},
+		// A connection of HTTP/2 cannot be taken over.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
-	log.Fatal(server.ListenAndServe())
+	return server.ListenAndServeTLS(args[1], args[2])
 }
 
 func connect(response http.ResponseWriter, request *http.Request) {
@@ -91,6 +108,6 @@ func connect(response http.ResponseWriter, request *http.Request) {
 		close(done)
 	}()
 	io.Copy(near, far)
-	near.(*net.TCPConn).CloseWrite()
+	near.(*tls.Conn).CloseWrite()
 	<-done
 }

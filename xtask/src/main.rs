@@ -3,15 +3,24 @@
 //! One module per command; this file only says which commands there are.
 
 mod cache;
+mod cluster;
+mod codegen;
 mod ebpf;
+mod image;
 mod initramfs;
 mod out;
 mod qemu;
 mod setup;
 mod step;
+mod test;
+mod tidy;
 mod vmtest;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{ExitCode, ExitStatus},
+};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -27,8 +36,35 @@ struct Arguments {
 enum Task {
     /// Install and build what everything else needs: packages, toolchain, kernels, node image
     Setup,
+    /// Start a cluster and leave it running
+    Up(cluster::Options),
+    /// End the cluster and remove all that it left
+    Down,
+    /// Run a command on a node, or a shell; keeps the exit code
+    Ssh {
+        /// Which node
+        #[arg(default_value = "node1")]
+        node: String,
+        /// The command, as the node's shell reads it
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Print the path of the cluster's kubeconfig
+    Kubeconfig,
+    /// Build the container images
+    Image {
+        /// Import them into the nodes of the running cluster
+        #[arg(long)]
+        load: bool,
+    },
     /// Build the kernel programs alone, as objects to look at
     Ebpf,
+    /// Write the files that are generated from the Rust types
+    Codegen {
+        /// Write nothing; fail if a file is not what it would become
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the tests of tests/vm in a bare virtual machine with one kernel
     Vm {
         /// Which kernel
@@ -37,6 +73,10 @@ enum Task {
         #[command(flatten)]
         options: vmtest::Options,
     },
+    /// Run all tests: format, house rules, lints, unit tests, machines with each kernel
+    Test(test::Options),
+    /// Check the house rules alone
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -54,10 +94,38 @@ fn run(task: Task) -> Result<ExitCode> {
     let root = workspace_root()?;
     match task {
         Task::Setup => setup::run(&root)?,
+        Task::Up(options) => cluster::describe(&cluster::up(&root, &options)?),
+        Task::Down => cluster::down(&root)?,
+        Task::Ssh { node, command } => {
+            let status = cluster::open(&root)?
+                .ssh(&node, &command)?
+                .status()
+                .context("failed to start ssh: run `cargo xtask setup`")?;
+            return Ok(exit_code(status));
+        }
+        Task::Kubeconfig => out::say!("{}", cluster::open(&root)?.kubeconfig().display()),
+        Task::Image { load } => {
+            let archives = image::run(&root)?;
+            if load {
+                cluster::open(&root)?.load_images(&archives)?;
+            }
+        }
         Task::Ebpf => ebpf::run(&root)?,
+        Task::Codegen { check } => codegen::run(check)?,
         Task::Vm { kernel, options } => return vmtest::run(&root, kernel, &options),
+        Task::Test(options) => return test::run(&root, &options),
+        Task::Tidy => return tidy::run(&root),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The exit code of a command that was run for the user, or that of a shell if a signal ended it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
 /// The root of the repository, wherever in it the command was started.

@@ -16,7 +16,7 @@ use crate::{
     step::{self, Step},
 };
 
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The names that the binary answers to.
 const PARTS: [&str; 8] = [
@@ -97,6 +97,9 @@ fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
     step::output(Command::new("go").arg("version").current_dir(source))
         .context("Go 1.21 or newer is needed (Debian 12's own package is too old)")?;
     step.progress("fetching modules");
+    let version =
+        step::output(go(source).args(["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"]))?;
+    let version = version.trim();
     let packages = step::output(go(source).args(["list", "-deps", "."]))?
         .lines()
         .count();
@@ -106,7 +109,11 @@ fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
     let mut compiled = 0;
     step.run_watched(
         go(source)
-            .args(["build", "-v", "-trimpath", "-ldflags", "-s -w", "-o"])
+            .args(["build", "-v", "-trimpath", "-ldflags"])
+            .arg(format!(
+                "-s -w -X k8s.io/component-base/version.gitVersion={version}"
+            ))
+            .arg("-o")
             .arg(bin.join("kube"))
             .arg("."),
         |package| {

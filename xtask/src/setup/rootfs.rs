@@ -14,11 +14,7 @@ use super::{
     debs,
     kernels::{Kernel, Series},
 };
-use crate::{
-    cache,
-    initramfs::Initramfs,
-    step::{self, Step},
-};
+use crate::{cache, initramfs::Initramfs, step::Step};
 
 const RECIPE: &str = "1";
 const SUITE: &str = "trixie";

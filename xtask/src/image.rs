@@ -1,0 +1,254 @@
+//! Container images without a container engine: OCI archives with one layer, made from static
+//! binaries. Nodes have no registry; they import these files.
+//!
+//! Not here: how an image gets to a node (`cluster/node.rs`) and what runs it (`deploy/`).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::{ebpf, out::say, setup::rust::STATIC_TARGET, step};
+
+/// An image that this repository makes, as it is named in a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// `faultline/chaos-agent:dev`
+    pub(crate) name: &'static str,
+    /// The package, and its binary.
+    package: &'static str,
+    /// Where the binary is in the image; it is the entry point.
+    path: &'static str,
+    /// Numeric user and group of its process.
+    user: &'static str,
+}
+
+/// The agent. Its pod decides on capabilities; it is root within them.
+pub(crate) const AGENT: Image = Image {
+    name: "faultline/chaos-agent:dev",
+    package: "chaos-agent",
+    path: "chaos-agent",
+    user: "0:0",
+};
+/// The operator.
+pub(crate) const OPERATOR: Image = Image {
+    name: "faultline/chaos-operator:dev",
+    package: "chaos-operator",
+    path: "chaos-operator",
+    user: "65532:65532",
+};
+/// The UDP peer for test pods.
+pub(crate) const PROBE: Image = Image {
+    name: "faultline/probe:dev",
+    package: "probe",
+    path: "probe",
+    user: "0:0",
+};
+/// What holds the namespaces of every pod: the probe under another name.
+pub(crate) const PAUSE: Image = Image {
+    name: "faultline/pause:dev",
+    package: "probe",
+    path: "pause",
+    user: "65535:65535",
+};
+
+/// All of them.
+pub(crate) const ALL: [Image; 4] = [AGENT, OPERATOR, PROBE, PAUSE];
+
+/// Builds the binaries and the archives, and returns the archives in the order of `images`.
+///
+/// # Errors
+/// If a binary does not build, or `target/` cannot be written.
+pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
+    let mut packages: Vec<&str> = images.iter().map(|image| image.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    let binaries = binaries(root, &packages)?;
+    let directory = root.join("target/images");
+    fs::create_dir_all(&directory).context("failed to make target/images")?;
+    let mut archives = Vec::new();
+    for image in images {
+        let binary = binaries.join(image.package);
+        let content =
+            fs::read(&binary).with_context(|| format!("failed to read {}", binary.display()))?;
+        let archive = directory.join(format!("{}.tar", image.path));
+        let temporary = archive.with_extension("tar.new");
+        fs::write(&temporary, image.archive(&content)?)
+            .and_then(|()| fs::rename(&temporary, &archive))
+            .with_context(|| format!("failed to write {}", archive.display()))?;
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
+/// Builds static binaries of `packages` and returns the directory they are in.
+///
+/// # Errors
+/// If one does not build.
+pub(crate) fn binaries(root: &Path, packages: &[&str]) -> Result<PathBuf> {
+    let env = ebpf::cargo_env()?;
+    step::step(
+        &format!("static binaries: {}", packages.join(", ")),
+        |step| {
+            let mut command = Command::new("cargo");
+            command.current_dir(root).args([
+                "build",
+                "--profile",
+                "image",
+                "--target",
+                STATIC_TARGET,
+            ]);
+            for package in packages {
+                command.args(["--package", package]);
+            }
+            step.run(command.envs(env))
+        },
+    )?;
+    Ok(root.join("target").join(STATIC_TARGET).join("image"))
+}
+
+/// `cargo xtask image`: builds all images and says where they are.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn run(root: &Path) -> Result<Vec<PathBuf>> {
+    let archives = build(root, &ALL)?;
+    for (image, archive) in ALL.iter().zip(&archives) {
+        let size = fs::metadata(archive)
+            .map(|metadata| metadata.len())
+            .unwrap_or_default();
+        say!(
+            "{:30} {:6.1} MB  {}",
+            image.name,
+            size as f64 / 1e6,
+            archive.display()
+        );
+    }
+    Ok(archives)
+}
+
+impl Image {
+    /// The archive in the OCI image layout, for `ctr images import`. The same binary gives the same
+    /// bytes.
+    fn archive(&self, binary: &[u8]) -> Result<Vec<u8>> {
+        let layer = tar([(self.path, 0o755, binary)])?;
+        let config = serde_json::to_vec(&json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Entrypoint": [format!("/{}", self.path)], "User": self.user},
+            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+        }))?;
+        let descriptor = |media_type: &str, blob: &[u8]| {
+            json!({
+                "mediaType": format!("application/vnd.oci.image.{media_type}"),
+                "digest": digest(blob),
+                "size": blob.len(),
+            })
+        };
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("config.v1+json", &config),
+            "layers": [descriptor("layer.v1.tar", &layer)],
+        }))?;
+        let mut entry = descriptor("manifest.v1+json", &manifest);
+        if let Some(entry) = entry.as_object_mut() {
+            // The name that the runtime looks for when a pod names no registry.
+            let full = format!("docker.io/{}", self.name);
+            entry.insert(
+                "annotations".to_owned(),
+                json!({"io.containerd.image.name": full}),
+            );
+        }
+        let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]}))?;
+        let blobs: BTreeMap<String, &[u8]> = [&config, &manifest, &layer]
+            .map(|blob| {
+                (
+                    format!("blobs/sha256/{}", digest(blob).replace("sha256:", "")),
+                    blob.as_slice(),
+                )
+            })
+            .into();
+        let layout: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+        let head = [
+            ("oci-layout", 0o644, layout),
+            ("index.json", 0o644, index.as_slice()),
+        ];
+        tar(head.into_iter().chain(
+            blobs
+                .iter()
+                .map(|(path, blob)| (path.as_str(), 0o644, *blob)),
+        ))
+    }
+}
+
+/// A tar archive of files, owned by root, without times.
+///
+/// # Errors
+/// If a path is too long.
+pub(crate) fn tar<'a>(
+    files: impl IntoIterator<Item = (&'a str, u32, &'a [u8])>,
+) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, mode, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(mode);
+        header.set_mtime(0);
+        archive
+            .append_data(&mut header, path, content)
+            .with_context(|| format!("failed to put {path} into an archive"))?;
+    }
+    archive.into_inner().context("failed to finish an archive")
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sha256:{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_reproducible_and_every_digest_in_it_names_a_blob() {
+        let archive = PROBE.archive(b"binary").unwrap();
+        assert_eq!(archive, PROBE.archive(b"binary").unwrap());
+        let mut files = BTreeMap::new();
+        for entry in tar::Archive::new(archive.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            let mut content = Vec::new();
+            std::io::copy(&mut entry, &mut content).unwrap();
+            files.insert(path, content);
+        }
+        let blob = |descriptor: &serde_json::Value| {
+            let digest = descriptor["digest"]
+                .as_str()
+                .unwrap()
+                .replace("sha256:", "");
+            let blob = &files[&format!("blobs/sha256/{digest}")];
+            assert_eq!(descriptor["size"], blob.len());
+            blob.clone()
+        };
+        let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+        let index = json(&files["index.json"]);
+        let manifest = json(&blob(&index["manifests"][0]));
+        let config = json(&blob(&manifest["config"]));
+        assert_eq!(config["config"]["Entrypoint"], json!(["/probe"]));
+        assert_eq!(
+            config["rootfs"]["diff_ids"][0],
+            digest(&blob(&manifest["layers"][0]))
+        );
+    }
+}
