@@ -7,6 +7,7 @@
 pub mod crd;
 pub mod cron;
 pub mod default;
+pub mod documents;
 pub mod duration;
 #[cfg(test)]
 mod fixtures;

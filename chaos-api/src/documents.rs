@@ -1,0 +1,260 @@
+//! Experiments from files: several YAML documents, or JSON, read strictly.
+//!
+//! The API server checks a document against the schema and kubectl refuses unknown fields; where
+//! there is no API server (the agent's command line) this does the same, from the same schema and
+//! the same rules, and says the line. All errors of a file are found at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::crd;
+use crate::v1alpha1::NetworkChaos;
+use crate::validate::{self, FieldError, NOT_SET};
+use tree::{Kind, Node};
+
+mod schema;
+mod tree;
+
+/// The largest text that is read, in bytes: what the API server takes as one request, too.
+pub const MAX_BYTES: usize = 3 * 1024 * 1024;
+
+/// What all kinds here have as `apiVersion`.
+const API_VERSION: &str = "chaos-mesh.org/v1alpha1";
+
+/// Kinds of Chaos Mesh that are not built yet.
+const OTHER_KINDS: [&str; 15] = [
+    "AWSChaos",
+    "AzureChaos",
+    "BlockChaos",
+    "DNSChaos",
+    "GCPChaos",
+    "HTTPChaos",
+    "IOChaos",
+    "JVMChaos",
+    "KernelChaos",
+    "PhysicalMachineChaos",
+    "PodChaos",
+    "Schedule",
+    "StressChaos",
+    "TimeChaos",
+    "Workflow",
+];
+
+/// One thing that is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentError {
+    /// Where, counted from 1.
+    pub line: usize,
+    /// What.
+    pub problem: Problem,
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// It is no YAML and no JSON.
+    Syntax(String),
+    /// A field is not as it must be.
+    Field(FieldError),
+}
+
+/// Displays without the file: `<line>: <field>: <value>: <rule>; <what to do>`.
+impl fmt::Display for DocumentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.problem {
+            Problem::Syntax(what) => {
+                write!(f, "{}: {what}; write YAML or JSON", self.line)
+            }
+            Problem::Field(error) => write!(f, "{}: {error}", self.line),
+        }
+    }
+}
+
+impl std::error::Error for DocumentError {}
+
+/// Everything that is wrong with a file, in the order of lines; at least one.
+///
+/// Displays one error per line, each without the file's name: the caller knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentErrors(pub Vec<DocumentError>);
+
+impl DocumentErrors {
+    /// The lines to show to the user: `<file>:<line>: <field>: <value>: <rule>; <what to do>`.
+    pub fn lines<'a>(&'a self, file: &'a str) -> impl Iterator<Item = String> + 'a {
+        self.0.iter().map(move |error| format!("{file}:{error}"))
+    }
+}
+
+impl fmt::Display for DocumentErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            write!(f, "{newline}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for DocumentErrors {}
+
+/// Reads every document of a text, checks them, and refuses what is not built yet.
+///
+/// Nothing is filled in (see `default`), and `status` is not read. Documents with nothing in them
+/// are skipped.
+///
+/// # Errors
+/// Everything that is wrong; a text without any document is, too.
+pub fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+    let syntax = |line, what| {
+        DocumentErrors(vec![DocumentError {
+            line,
+            problem: Problem::Syntax(what),
+        }])
+    };
+    if text.len() > MAX_BYTES {
+        return Err(syntax(
+            1,
+            format!(
+                "a file is at most {MAX_BYTES} bytes, this has {}",
+                text.len()
+            ),
+        ));
+    }
+    let roots = tree::parse(text).map_err(|error| syntax(error.line, error.what))?;
+    let roots = roots
+        .into_iter()
+        .filter(|root| !matches!(root.kind, Kind::Scalar(Value::Null)));
+    let mut objects = Vec::new();
+    let mut errors = Vec::new();
+    for root in roots {
+        match read(&root) {
+            Ok(object) => objects.push(object),
+            Err(found) => errors.extend(found),
+        }
+    }
+    if objects.is_empty() && errors.is_empty() {
+        return Err(syntax(1, "there is no document in it".to_owned()));
+    }
+    if errors.is_empty() {
+        Ok(objects)
+    } else {
+        Err(DocumentErrors(errors))
+    }
+}
+
+fn read(root: &Node) -> Result<NetworkChaos, Vec<DocumentError>> {
+    let mut lines = Lines::default();
+    lines.collect(root, "");
+    let located = |errors: Vec<FieldError>| {
+        let mut errors: Vec<_> = errors
+            .into_iter()
+            .map(|error| DocumentError {
+                line: lines.of(&error.field).unwrap_or(root.line),
+                problem: Problem::Field(error),
+            })
+            .collect();
+        errors.sort_by_key(|error| error.line);
+        errors
+    };
+    check_kind(root).map_err(|error| located(vec![error]))?;
+    let mut errors = Vec::new();
+    for crd in crd::crds() {
+        if let Some(schema) = crd::schema(&crd) {
+            schema::check_object(root, schema, &mut errors);
+        }
+    }
+    if !errors.is_empty() {
+        return Err(located(errors));
+    }
+    let chaos: NetworkChaos = serde_json::from_value(root.without_status()).map_err(|error| {
+        // The schema lets nothing past that the type cannot hold, so this is not expected.
+        let problem = Problem::Syntax(error.to_string());
+        vec![DocumentError {
+            line: root.line,
+            problem,
+        }]
+    })?;
+    let errors: Vec<_> = validate::validate(&chaos)
+        .into_iter()
+        .chain(validate::unsupported(&chaos))
+        .collect();
+    if errors.is_empty() {
+        Ok(chaos)
+    } else {
+        Err(located(errors))
+    }
+}
+
+/// Before anything else: is this an object of ours?
+fn check_kind(root: &Node) -> Result<(), FieldError> {
+    let error = |field: &str, value: String, rule: String, advice: String| FieldError {
+        field: field.to_owned(),
+        value,
+        rule,
+        advice,
+    };
+    let shown = |field| {
+        root.get(field)
+            .map_or_else(|| NOT_SET.to_owned(), Node::shown)
+    };
+    let kind = shown("kind");
+    if kind != "NetworkChaos" {
+        let rule = if OTHER_KINDS.contains(&kind.as_str()) {
+            format!("kind {kind} is not built yet")
+        } else {
+            "this is no kind of Chaos Mesh that can be applied here".to_owned()
+        };
+        return Err(error(
+            "kind",
+            kind,
+            rule,
+            "set kind to NetworkChaos".to_owned(),
+        ));
+    }
+    let version = shown("apiVersion");
+    if version != API_VERSION {
+        let rule = format!("NetworkChaos is of {API_VERSION}");
+        let advice = format!("set apiVersion to {API_VERSION}");
+        return Err(error("apiVersion", version, rule, advice));
+    }
+    Ok(())
+}
+
+/// The line of every field, by its path.
+#[derive(Default)]
+struct Lines(BTreeMap<String, usize>);
+
+impl Lines {
+    fn collect(&mut self, node: &Node, path: &str) {
+        match &node.kind {
+            Kind::Scalar(_) => {}
+            Kind::List(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    let path = format!("{path}[{index}]");
+                    self.0.insert(path.clone(), item.line);
+                    self.collect(item, &path);
+                }
+            }
+            Kind::Map(entries) => {
+                for entry in entries {
+                    let path = schema::join(path, &entry.key);
+                    self.0.insert(path.clone(), entry.line);
+                    self.collect(&entry.value, &path);
+                }
+            }
+        }
+    }
+
+    /// That of the field, or of the nearest one around it that is there.
+    fn of(&self, field: &str) -> Option<usize> {
+        let mut path = field;
+        loop {
+            if let Some(line) = self.0.get(path) {
+                return Some(*line);
+            }
+            path = &path[..path.rfind(['.', '['])?];
+        }
+    }
+}
