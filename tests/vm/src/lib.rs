@@ -41,7 +41,9 @@
 //! ```
 //!
 //! - **Guards.** [`netns::Pair`], [`cgroup::Cgroup`], [`process::Process`], [`program::Running`] and
-//!   [`program::Scratch`] undo themselves on drop. After a panic or a hang the runner does it.
+//!   [`program::Scratch`] undo themselves on drop. After a panic or a hang the runner does it: between
+//!   tests it kills everybody, and removes cgroups, pins below /sys/fs/bpf/faultline and
+//!   /run/faultline. A cgroup that a passed test has left makes it fail.
 //! - **Places.** A socket belongs to the cgroup that its process was in when it was opened, so a
 //!   child is moved by [`process::Place`] before it runs.
 //! - **Times** are [`clock::Stamp`]s of CLOCK_BOOTTIME, the clock of the deadlines in the kernel.
@@ -76,6 +78,8 @@ pub mod program;
 pub mod registry;
 #[cfg(feature = "guest")]
 pub mod runner;
+#[cfg(feature = "guest")]
+mod sabotage;
 #[cfg(feature = "guest")]
 pub mod stats;
 #[cfg(feature = "guest")]

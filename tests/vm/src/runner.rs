@@ -2,13 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::clock::Stamp;
@@ -127,15 +126,12 @@ fn judge(outcome: Outcome, log: &mut KernelLog, swept: Result<()>) -> Outcome {
     }
 }
 
-/// Runs a test as a process group of its own, with its limit; what it prints goes to the console.
+/// Runs a test as a process of its own, with its limit; what it prints goes to the console.
 fn run_apart(test: &Test, name: &str) -> Result<Outcome> {
     let _ = fs::remove_file(OUTCOME);
     let (reader, writer) = std::io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
-    command
-        .args(["test", name])
-        .env("RUST_BACKTRACE", "1")
-        .process_group(0);
+    command.args(["test", name]).env("RUST_BACKTRACE", "1");
     command
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
@@ -144,7 +140,8 @@ fn run_apart(test: &Test, name: &str) -> Result<Outcome> {
     drop(command);
     let console = std::thread::spawn(move || pass_on(reader));
     let ended = wait_child(&mut child, test.limit);
-    kill_group(&mut child);
+    kill_the_rest(&mut child);
+    forget_the_agent();
     let tail = console.join().unwrap_or_default();
     let status = ended.with_context(|| format!("hung; it printed last:\n{tail}"))?;
     match fs::read(OUTCOME) {
@@ -153,11 +150,19 @@ fn run_apart(test: &Test, name: &str) -> Result<Outcome> {
     }
 }
 
-/// Ends all that the test has started and not ended, and waits for the test itself.
-fn kill_group(child: &mut Child) {
+/// Ends the test and all that it has started and not ended: everybody but init and the runner.
+fn kill_the_rest(child: &mut Child) {
     // Mostly there is nobody left.
-    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     let _ = child.wait();
+}
+
+/// Removes what a killed agent leaves, so that the next test finds a fresh node. That it does so is
+/// what an agent is for; it is no failure.
+fn forget_the_agent() {
+    for path in ["/sys/fs/bpf/faultline", "/run/faultline"] {
+        let _ = fs::remove_dir_all(path);
+    }
 }
 
 /// Copies to the console and returns the last lines.
