@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Run only the tests whose name contains this
     #[arg(long, value_name = "PART")]
     pub(crate) only: Option<String>,
+    /// Take the binaries of the last build
+    #[arg(long)]
+    pub(crate) no_build: bool,
 }
 
 /// `cargo xtask vm`.
@@ -43,7 +46,11 @@ pub(crate) struct Options {
 /// # Errors
 /// If the machine could not be made; failed tests are in the exit code.
 pub(crate) fn run(root: &Path, series: Series, options: &Options) -> Result<ExitCode> {
-    let binaries = build(root)?;
+    let binaries = if options.no_build {
+        image::built(root)
+    } else {
+        build(root)?
+    };
     let run = boot(root, series, &binaries, options)?;
     say!("");
     for result in &run.results {

@@ -44,9 +44,13 @@ pub(crate) fn build(root: &Path) -> Result<Binaries> {
                 .envs(env),
         )
     })?;
-    Ok(Binaries {
-        directory: root.join("target").join(rust::STATIC_TARGET).join("image"),
-    })
+    Ok(built(root))
+}
+
+/// Where they are once they are built.
+pub(crate) fn built(root: &Path) -> Binaries {
+    let directory = root.join("target").join(rust::STATIC_TARGET).join("image");
+    Binaries { directory }
 }
 
 /// The archive for this kernel.
