@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::{Query, State},
     http::StatusCode,
     routing::{get, post},
@@ -15,7 +16,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::peer::{Peer, Prober, Results};
+use crate::{
+    peer::{Peer, Prober, Results},
+    say_error,
+};
 
 /// The span of time that results are asked for.
 #[derive(Debug, Deserialize)]
@@ -40,6 +44,7 @@ pub(crate) async fn serve(address: SocketAddr, prober: Prober) -> Result<()> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("failed to listen on TCP {address}"))?;
+    say_error(&format!("probe: results at http://{address}/results.json"));
     // PID 1 of a container: the kernel delivers it no signal that it has no handler for.
     let mut terminate = signal(SignalKind::terminate()).context("failed to handle SIGTERM")?;
     tokio::select! {
@@ -52,7 +57,15 @@ async fn results(State(prober): State<Prober>, Query(span): Query<Span>) -> Json
     Json(prober.results(span.since, span.until))
 }
 
-async fn peers(State(prober): State<Prober>, Json(peers): Json<Vec<Peer>>) -> StatusCode {
+/// Takes any content type: `kubectl create --raw` names none.
+async fn peers(
+    State(prober): State<Prober>,
+    body: Bytes,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let peers: Vec<Peer> = serde_json::from_slice(&body).map_err(|error| {
+        let expected = "expected [{\"name\": …, \"ip\": …}, …]";
+        (StatusCode::BAD_REQUEST, format!("{error}; {expected}\n"))
+    })?;
     prober.set_peers(peers);
-    StatusCode::NO_CONTENT
+    Ok(StatusCode::NO_CONTENT)
 }
