@@ -107,6 +107,27 @@ impl std::error::Error for DocumentErrors {}
 /// # Errors
 /// Everything that is wrong; a text without any document is, too.
 pub fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+    parse_with(text, |_| {}, &|_| Vec::new())
+}
+
+/// The same for a host without pods, where somebody says by other means to whom it is done:
+/// `selector` and `mode` may be left out, and what is there means nothing. `check` adds the rules
+/// of such a host; what it refuses gets the line of its field.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_for_host(
+    text: &str,
+    check: &dyn Fn(&NetworkChaos) -> Vec<FieldError>,
+) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+    parse_with(text, fill_selector, check)
+}
+
+fn parse_with(
+    text: &str,
+    prepare: fn(&mut Node),
+    check: &dyn Fn(&NetworkChaos) -> Vec<FieldError>,
+) -> Result<Vec<NetworkChaos>, DocumentErrors> {
     let syntax = |line, what| {
         DocumentErrors(vec![DocumentError {
             line,
@@ -128,8 +149,9 @@ pub fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
         .filter(|root| !matches!(root.kind, Kind::Scalar(Value::Null)));
     let mut objects = Vec::new();
     let mut errors = Vec::new();
-    for root in roots {
-        match read(&root) {
+    for mut root in roots {
+        prepare(&mut root);
+        match read(&root, check) {
             Ok(object) => objects.push(object),
             Err(found) => errors.extend(found),
         }
@@ -144,7 +166,32 @@ pub fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
     }
 }
 
-fn read(root: &Node) -> Result<NetworkChaos, Vec<DocumentError>> {
+/// All pods: the widest that a document can say.
+fn fill_selector(root: &mut Node) {
+    let Kind::Map(fields) = &mut root.kind else {
+        return;
+    };
+    let spec = fields.iter_mut().find(|entry| entry.key == "spec");
+    let Some(line) = spec.as_ref().map(|entry| entry.line) else {
+        return;
+    };
+    let Some(Kind::Map(fields)) = spec.map(|entry| &mut entry.value.kind) else {
+        return;
+    };
+    let all = Kind::Scalar(Value::String("all".to_owned()));
+    for (key, kind) in [("selector", Kind::Map(Vec::new())), ("mode", all)] {
+        if !fields.iter().any(|entry| entry.key == key) {
+            let value = Node { line, kind };
+            let key = key.to_owned();
+            fields.push(tree::Entry { key, line, value });
+        }
+    }
+}
+
+fn read(
+    root: &Node,
+    check: &dyn Fn(&NetworkChaos) -> Vec<FieldError>,
+) -> Result<NetworkChaos, Vec<DocumentError>> {
     let mut lines = Lines::default();
     lines.collect(root, "");
     let located = |errors: Vec<FieldError>| {
@@ -179,6 +226,7 @@ fn read(root: &Node) -> Result<NetworkChaos, Vec<DocumentError>> {
     let errors: Vec<_> = validate::validate(&chaos)
         .into_iter()
         .chain(validate::unsupported(&chaos))
+        .chain(check(&chaos))
         .collect();
     if errors.is_empty() {
         Ok(chaos)

@@ -9,9 +9,11 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::cron::Cron;
+use crate::duration;
+use crate::v1alpha1::{FaultlineStatus, Lifecycle};
 
 /// How many ticks of a calendar are walked, at most, to find the current round. Only a window
-/// longer than the time between any two ticks needs more than a few; past this, the last tick
+/// longer than the time between any two ticks needs the walk to be exact; past this, the last tick
 /// starts a round.
 const MOST_STEPS: u64 = 20_000;
 
@@ -31,7 +33,8 @@ pub struct Rounds {
 /// One window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
-    /// From 1, growing by one with each round. Skipped ticks do not count.
+    /// From 1, growing with each round, by one unless very many passed unseen. Skipped ticks do not
+    /// count.
     pub number: u64,
     /// The tick.
     pub started: Timestamp,
@@ -79,11 +82,28 @@ impl Position {
 }
 
 impl Rounds {
+    /// Those of an experiment; `None` if it has no scheduler, or one that `validate` refuses.
+    #[must_use]
+    pub fn of(lifecycle: &Lifecycle, created: Timestamp, zone: TimeZone) -> Option<Self> {
+        Some(Self {
+            cron: Cron::parse(&lifecycle.scheduler.as_ref()?.cron).ok()?,
+            window: duration::parse_positive(lifecycle.duration.as_ref()?).ok()?,
+            created,
+            zone,
+        })
+    }
+
+    /// The round that a status was written in, or after: `round` and `roundStarted`.
+    #[must_use]
+    pub fn known(&self, status: &FaultlineStatus) -> Option<Round> {
+        Some(self.round(status.round?, status.round_started.as_ref()?.0))
+    }
+
     /// Where the rounds are at `now`.
     ///
-    /// `known` is the last round that an earlier call returned, if it is still known (from the
-    /// status); the answer is the same without it, only found from the creation on. Rounds that
-    /// passed unseen are counted. The first round is the one at creation (`@every`), the one that
+    /// `known` is the last round that an earlier call returned, if there is one (see
+    /// [`Rounds::known`]). Without it the answer is found from the creation on, and is the same but
+    /// for the number of a calendar's round after very many. Rounds that passed unseen are counted. The first round is the one at creation (`@every`), the one that
     /// a tick before the creation opened and that is still open then, or the one at the first tick
     /// after. A tick inside a running window is skipped.
     #[must_use]
@@ -175,7 +195,9 @@ impl Rounds {
                 next_start: None,
             };
         };
-        let round = self.round(passed.number + 1, tick);
+        // Numbers stay unique: a calendar has at most one tick in a minute.
+        let minutes = tick.duration_since(passed.started).as_mins().unsigned_abs();
+        let round = self.round(passed.number + minutes.max(1), tick);
         let next_start = self.start_at_or_after(round.ends);
         if now < round.ends {
             Position::Running { round, next_start }
@@ -347,6 +369,38 @@ mod tests {
         let rounds = rounds("* * * * *", 90, "2016-01-01T00:00:00Z");
         let position = rounds.at(at("2026-01-01T00:00:10Z"), None);
         assert!(matches!(position, Position::Running { .. }), "{position:?}");
+    }
+
+    #[test]
+    fn rounds_after_very_many_have_numbers_of_their_own() {
+        let rounds = rounds("*/5 * * * *", 60, "2016-01-01T00:00:00Z");
+        let at = |text| rounds.at(at(text), None).round().unwrap();
+        let first = at("2026-01-01T00:00:10Z");
+        let second = at("2026-01-01T00:05:10Z");
+        assert!(first.number < second.number, "{first:?} {second:?}");
+        let known = rounds.at(second.started, Some(first)).round().unwrap();
+        assert_eq!(
+            (known.number, known.started),
+            (first.number + 1, second.started)
+        );
+    }
+
+    #[test]
+    fn the_rounds_of_a_document_are_found_again_from_its_status() {
+        let spec = "{action: partition, mode: all, selector: {}, duration: 10s, scheduler: {cron: '@every 15s'}}";
+        let lifecycle = crate::fixtures::network_chaos(spec).spec.lifecycle;
+        let rounds = Rounds::of(&lifecycle, at("2026-01-01T00:00:00Z"), TimeZone::UTC).unwrap();
+        let round = rounds.at(at("2026-01-01T00:00:41Z"), None).round().unwrap();
+        let status = FaultlineStatus {
+            round: Some(round.number),
+            round_started: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                round.started,
+            )),
+            ..FaultlineStatus::default()
+        };
+        assert_eq!(rounds.known(&status), Some(round));
+        assert_eq!(rounds.known(&FaultlineStatus::default()), None);
+        assert!(Rounds::of(&Lifecycle::default(), rounds.created, TimeZone::UTC).is_none());
     }
 
     #[test]

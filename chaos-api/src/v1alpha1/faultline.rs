@@ -45,7 +45,8 @@ pub enum InjectionMode {
 /// Which of the matching packets or calls are hit. What is set must all agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
-    /// This share of them, drawn at random: above 0, up to 100, in steps of 0.001, as a string.
+    /// This share of them, drawn at random: a percentage above 0, up to 100, as a string, such as
+    /// "12.5" or "0.001".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<String>,
     /// Only the first so many, from 1.

@@ -217,6 +217,9 @@ pub struct FaultlineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("format" = "int64"))]
     pub round: Option<u64>,
+    /// With a scheduler: when the current or last round started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_started: Option<Time>,
     /// With a scheduler: when the next round starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_start: Option<Time>,
