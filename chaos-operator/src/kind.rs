@@ -1,0 +1,54 @@
+//! What the operator needs of each kind of experiment. A kind is one `impl` here and one file
+//! beside `assign.rs` for its way to the wire; all else is the same for all.
+
+use std::fmt::Debug;
+
+use chaos_api::v1alpha1::{Experiment, NetworkChaos};
+use chaos_api::validate::{self, FieldError};
+use kube::Resource;
+use kube::core::NamespaceResourceScope;
+use serde::de::DeserializeOwned;
+
+use crate::assign::{self, Assigned, Request};
+
+/// A kind of experiment that the operator runs.
+pub trait Kind:
+    Experiment
+    + Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// Its name, as in `kind:`.
+    const NAME: &'static str;
+
+    /// Fills in what the user left out.
+    fn apply_defaults(&mut self);
+
+    /// What keeps it from being run as it is asked for: broken rules, and what is not built.
+    fn problems(&self) -> Vec<FieldError>;
+
+    /// What each record has to have, in terms of the wire.
+    fn assign(&self, request: &Request<'_>) -> Vec<Assigned>;
+}
+
+impl Kind for NetworkChaos {
+    const NAME: &'static str = "NetworkChaos";
+
+    fn apply_defaults(&mut self) {
+        chaos_api::default::network_chaos(self);
+    }
+
+    fn problems(&self) -> Vec<FieldError> {
+        let mut problems = validate::validate(self);
+        problems.extend(validate::unsupported(self));
+        problems
+    }
+
+    fn assign(&self, request: &Request<'_>) -> Vec<Assigned> {
+        assign::network::assign(self, request)
+    }
+}
