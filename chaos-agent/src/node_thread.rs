@@ -46,6 +46,11 @@ pub trait NodePort {
     fn observed(&mut self, owner: Option<&Owner>) -> Vec<Observed>;
     /// Extends the leases for the successor and leaves everything as it is.
     fn hand_over(&mut self);
+    /// Everything off and removed, programs and maps included.
+    ///
+    /// # Errors
+    /// What is left, and why.
+    fn purge(self) -> Result<(), String>;
     /// Whether the kernel's halt word is set. Then `reconcile` takes everything off and arms
     /// nothing, and `observed` says so.
     fn halted(&self) -> bool;
@@ -99,6 +104,7 @@ enum Command {
     Panic(oneshot::Sender<Result<Recovered, String>>),
     Resume(oneshot::Sender<Result<(), String>>),
     HandOver(oneshot::Sender<()>),
+    Purge(oneshot::Sender<Result<(), String>>),
 }
 
 /// One set of a client, converted.
@@ -187,12 +193,20 @@ fn run<P: NodePort>(mut desk: Desk<P>, queue: &mpsc::Receiver<Command>, beat: im
         };
         // A burst of sets is one change.
         while let Some(command) = next {
-            if let Command::HandOver(reply) = command {
-                desk.hand_over();
-                let _ = reply.send(());
-                return;
+            match command {
+                Command::HandOver(reply) => {
+                    desk.hand_over();
+                    // The host's lock goes with it; who asked may open the node again.
+                    drop(desk);
+                    let _ = reply.send(());
+                    return;
+                }
+                Command::Purge(reply) => {
+                    let _ = reply.send(desk.purge());
+                    return;
+                }
+                command => desk.accept(command),
             }
-            desk.accept(command);
             next = queue.try_recv().ok();
         }
         wait = desk.work();
@@ -275,6 +289,14 @@ impl NodeHandle {
     /// Leaves running faults to the successor, and ends the thread.
     pub async fn hand_over(&self) {
         let _ = self.ask(Command::HandOver).await;
+    }
+
+    /// Removes everything from the kernel, programs and maps included, and ends the thread.
+    ///
+    /// # Errors
+    /// What is left, and why.
+    pub async fn purge(&self) -> Result<(), String> {
+        self.ask(Command::Purge).await.map_err(|e| e.to_string())?
     }
 
     async fn ask<T>(

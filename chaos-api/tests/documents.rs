@@ -1,6 +1,8 @@
 //! Files as people write them, and what they are told.
 
 use chaos_api::documents::{self, parse};
+use chaos_api::v1alpha1::{NetworkChaos, PodSelector};
+use chaos_api::validate::FieldError;
 use proptest::prelude::*;
 
 const DELAY: &str = "\
@@ -271,4 +273,31 @@ proptest! {
         let end = (at + cut).min(DELAY.len());
         let _ = parse(&format!("{}{with}{}", &DELAY[..at], &DELAY[end..]));
     }
+}
+
+#[test]
+fn a_host_needs_no_selector_and_has_rules_of_its_own() {
+    let text = "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata: {name: x}\n\
+                spec:\n  action: partition\n  device: eth7\n";
+    assert!(parse(text).is_err(), "a cluster needs them");
+    let parsed = documents::parse_for_host(text, &|_| Vec::new()).unwrap();
+    assert_eq!(parsed[0].spec.source, PodSelector::default());
+    let refuse = |chaos: &NetworkChaos| {
+        vec![FieldError {
+            field: "spec.device".to_owned(),
+            value: chaos.spec.device.clone().unwrap_or_default(),
+            rule: "no such device".to_owned(),
+            advice: "name another".to_owned(),
+        }]
+    };
+    let errors = documents::parse_for_host(text, &refuse).unwrap_err();
+    assert_eq!(
+        errors.lines("x.yaml").collect::<Vec<_>>(),
+        ["x.yaml:6: spec.device: eth7: no such device; name another"]
+    );
+    let typo = text.replace("device", "devise");
+    assert!(
+        documents::parse_for_host(&typo, &|_| Vec::new()).is_err(),
+        "just as strict"
+    );
 }

@@ -121,10 +121,8 @@ impl<P: NodePort> Desk<P> {
                 }
                 let _ = reply.send(result);
             }
-            Command::HandOver(reply) => {
-                self.hand_over();
-                let _ = reply.send(());
-            }
+            // They end the thread: it does them itself.
+            Command::HandOver(_) | Command::Purge(_) => {}
         }
     }
 
@@ -157,6 +155,10 @@ impl<P: NodePort> Desk<P> {
 
     pub(super) fn hand_over(&mut self) {
         self.port.hand_over();
+    }
+
+    pub(super) fn purge(self) -> Result<(), String> {
+        self.port.purge()
     }
 
     fn desire(&mut self, desired: Desired) {
@@ -239,6 +241,8 @@ impl<P: NodePort> Desk<P> {
             return;
         };
         let aged = client.received.elapsed();
+        // What is about to end has its last word.
+        self.tally.update(&self.port.observed(None));
         let faults = client
             .faults
             .iter()

@@ -159,6 +159,11 @@ impl NodePort for FakeNode {
         self.world.lock().unwrap().handed_over = true;
     }
 
+    fn purge(self) -> Result<(), String> {
+        self.world.lock().unwrap().faults.clear();
+        Ok(())
+    }
+
     fn halted(&self) -> bool {
         self.world.lock().unwrap().halted
     }

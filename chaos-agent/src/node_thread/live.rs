@@ -1,5 +1,6 @@
 //! The node of a running agent as [`NodePort`].
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,6 +10,7 @@ use chaos_planner::fault::Fault;
 use chaos_planner::observed::Observed;
 
 use super::NodePort;
+use crate::journal::Journal;
 use crate::kernel::maps::Pinned;
 use crate::node::{Node, Options, Owner};
 
@@ -24,16 +26,16 @@ pub struct LiveNode {
 /// What the node says; it names what is missing and what to do.
 pub fn open(options: Options) -> anyhow::Result<LiveNode> {
     let bpffs = options.bpffs.clone();
-    let node = Node::open(options)?;
+    let journal =
+        Journal::new(&options.run_dir, &options.proc_root).context("failed to read the boot id")?;
+    let mut node = Node::open(options)?;
     let maps = Pinned::open(&bpffs).context("failed to open the maps that were just pinned")?;
-    Ok(LiveNode { node, maps })
-}
-
-impl LiveNode {
-    /// The node alone, for what ends it.
-    pub fn into_inner(self) -> Node {
-        self.node
+    // Whoever asked for what was adopted is not connected now; the operator will be soon.
+    let owners: BTreeSet<String> = journal.read().armed.into_iter().map(|e| e.owner).collect();
+    for owner in owners {
+        node.orphan(Owner(owner));
     }
+    Ok(LiveNode { node, maps })
 }
 
 impl NodePort for LiveNode {
@@ -59,6 +61,12 @@ impl NodePort for LiveNode {
 
     fn hand_over(&mut self) {
         self.node.hand_over();
+    }
+
+    fn purge(self) -> Result<(), String> {
+        self.node
+            .purge()
+            .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     }
 
     fn halted(&self) -> bool {

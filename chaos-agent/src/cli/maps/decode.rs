@@ -1,0 +1,279 @@
+//! Elements of the maps in words. Numbers that people compare stay numbers.
+
+use std::net::Ipv6Addr;
+
+use anyhow::bail;
+use chaos_abi::counters::Counters;
+use chaos_abi::network::{Rule, Target, flag};
+use chaos_abi::sample::{ALWAYS, Threshold};
+use chaos_abi::{RULES_PER_TARGET, control};
+use serde_json::{Value, json};
+
+use crate::kernel::maps::{Pinned, TargetKind};
+
+/// Fields of one element, in the order of the table's columns.
+pub(super) type Row = Vec<(&'static str, Value)>;
+
+/// The elements of a map that are in use.
+pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Row>> {
+    Ok(match name {
+        "CONTROL" => [("armed", control::ARMED), ("halted", control::HALTED)]
+            .into_iter()
+            .map(|(word, index)| {
+                Ok(vec![
+                    ("word", json!(word)),
+                    ("value", json!(maps.control(index)?)),
+                ])
+            })
+            .collect::<anyhow::Result<_>>()?,
+        "RULES" => maps
+            .rules()?
+            .into_iter()
+            .map(|(id, held)| rule(id, &held, now))
+            .collect(),
+        "COUNTERS" => {
+            let mut rows = Vec::new();
+            for (id, _) in maps.rules()? {
+                let mut row = vec![("rule", json!(id))];
+                row.extend(counters(&maps.counters(id)?, now));
+                rows.push(row);
+            }
+            rows
+        }
+        "SEQUENCES" => {
+            let mut rows = Vec::new();
+            for (id, _) in maps.rules()? {
+                rows.push(vec![
+                    ("rule", json!(id)),
+                    ("next", json!(maps.sequence(id)?)),
+                ]);
+            }
+            rows
+        }
+        "PEERS" => maps
+            .peers()?
+            .into_iter()
+            .map(|key| {
+                let address = Ipv6Addr::from(key.addr).to_canonical();
+                vec![
+                    ("set", json!(key.set)),
+                    ("address", json!(address.to_string())),
+                ]
+            })
+            .collect(),
+        "DEPTHS" => maps
+            .depths()?
+            .into_iter()
+            .map(|depth| vec![("depth", json!(depth))])
+            .collect(),
+        "CGROUP_TARGETS" => targets(maps, TargetKind::Cgroup, "cgroup")?,
+        "DEVICE_TARGETS" => targets(maps, TargetKind::Device, "slot")?,
+        other => bail!("{other}: this version does not know the layout; use --raw"),
+    })
+}
+
+/// `RULES` beside `COUNTERS`.
+pub(super) fn rules_with_counters(maps: &Pinned, now: u64) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (id, held) in maps.rules()? {
+        let mut row = rule(id, &held, now);
+        row.extend(counters(&maps.counters(id)?, now));
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn rule(id: u32, rule: &Rule, now: u64) -> Row {
+    let sample = match (rule.sample_threshold, rule.sample_first, rule.sample_every) {
+        (ALWAYS, 0, 0 | 1) => "all".to_owned(),
+        (threshold, first, every) => {
+            let mut parts = Vec::new();
+            if threshold < ALWAYS {
+                parts.push(percent(threshold));
+            }
+            if first > 0 {
+                parts.push(format!("first {first}"));
+            }
+            if every > 1 {
+                parts.push(format!("every {every}"));
+            }
+            parts.join(" ")
+        }
+    };
+    vec![
+        ("rule", json!(id)),
+        ("generation", json!(rule.generation)),
+        ("ends_in_ms", json!(milliseconds_to(rule.deadline_ns, now))),
+        ("flags", json!(flags(rule.flags))),
+        ("sample", json!(sample)),
+        (
+            "loss",
+            json!(if rule.loss_threshold == 0 {
+                None
+            } else {
+                Some(percent(rule.loss_threshold))
+            }),
+        ),
+        (
+            "delay_ms",
+            json!(if rule.delay_ns == 0 {
+                None
+            } else {
+                Some(rule.delay_ns as f64 / 1e6)
+            }),
+        ),
+        (
+            "ifindex",
+            json!((rule.ifindex != 0).then_some(rule.ifindex)),
+        ),
+        (
+            "peer_set",
+            json!((rule.flags & flag::PEERS != 0).then_some(rule.peer_set)),
+        ),
+        (
+            "cgroup",
+            json!((rule.cgroup_id != 0).then_some(rule.cgroup_id)),
+        ),
+    ]
+}
+
+fn counters(counters: &Counters, now: u64) -> Row {
+    let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) / 1_000_000);
+    vec![
+        ("matched", json!(counters.matched)),
+        ("injected", json!(counters.injected)),
+        ("would_inject", json!(counters.would_inject)),
+        ("failed", json!(counters.failed)),
+        ("first_ms_ago", json!(ago(counters.first_ns))),
+        ("last_ms_ago", json!(ago(counters.last_ns))),
+    ]
+}
+
+fn targets(maps: &Pinned, kind: TargetKind, key: &'static str) -> anyhow::Result<Vec<Row>> {
+    let device = |index: u32| (index != 0).then_some(index);
+    let row = |(id, target): (u64, Target)| {
+        let mut row = vec![(key, json!(id)), ("rules", json!(rule_ids(&target)))];
+        if kind == TargetKind::Device {
+            row.push(("device", json!(device(target.device))));
+            row.push(("detour_in", json!(device(target.detour_in))));
+            row.push(("detour_out", json!(device(target.detour_out))));
+        }
+        row
+    };
+    Ok(maps.targets(kind)?.into_iter().map(row).collect())
+}
+
+/// `3.1 7.1`: rule and generation.
+fn rule_ids(target: &Target) -> String {
+    let mut ids = Vec::with_capacity(RULES_PER_TARGET);
+    for rule in target.rules.iter().take_while(|rule| rule.generation != 0) {
+        ids.push(format!("{}.{}", rule.id, rule.generation));
+    }
+    ids.join(" ")
+}
+
+fn flags(bits: u32) -> String {
+    let names = [
+        (flag::EGRESS, "egress"),
+        (flag::INGRESS, "ingress"),
+        (flag::PEERS, "peers"),
+        (flag::OBSERVE, "observe"),
+        (flag::DROP, "drop"),
+    ];
+    let known = names.iter().fold(0, |all, (bit, _)| all | bit);
+    let mut words: Vec<String> = names
+        .iter()
+        .filter(|(bit, _)| bits & bit != 0)
+        .map(|(_, name)| (*name).to_owned())
+        .collect();
+    if bits & !known != 0 {
+        words.push(format!("{:#x}", bits & !known));
+    }
+    words.join(" ")
+}
+
+fn percent(threshold: Threshold) -> String {
+    // To the parts per million that it was made from.
+    let ppm = (threshold as f64 * 1e6 / ALWAYS as f64).round();
+    format!("{}%", ppm / 10_000.0)
+}
+
+/// Negative when it has passed.
+fn milliseconds_to(at_ns: u64, now_ns: u64) -> i64 {
+    let (at, now) = (at_ns / 1_000_000, now_ns / 1_000_000);
+    i64::try_from(at)
+        .unwrap_or(i64::MAX)
+        .saturating_sub(i64::try_from(now).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use chaos_abi::network::RuleRef;
+    use chaos_abi::sample::threshold_ppm;
+
+    use super::*;
+
+    fn cell(row: &Row, name: &str) -> Value {
+        row.iter().find(|(n, _)| *n == name).unwrap().1.clone()
+    }
+
+    #[test]
+    fn a_rule_is_shown_as_it_was_asked_for() {
+        let delay = Rule {
+            deadline_ns: 12_500_000_000,
+            generation: 3,
+            flags: flag::EGRESS | flag::PEERS | 1 << 9,
+            peer_set: 4,
+            sample_threshold: threshold_ppm(5_000),
+            sample_first: 10,
+            sample_every: 2,
+            loss_threshold: threshold_ppm(300_000),
+            delay_ns: 1_500_000,
+            ..Rule::default()
+        };
+        let row = rule(7, &delay, 10_000_000_000);
+        for (name, expected) in [
+            ("rule", json!(7)),
+            ("ends_in_ms", json!(2500)),
+            ("flags", json!("egress peers 0x200")),
+            ("sample", json!("0.5% first 10 every 2")),
+            ("loss", json!("30%")),
+            ("delay_ms", json!(1.5)),
+            ("ifindex", Value::Null),
+            ("peer_set", json!(4)),
+        ] {
+            assert_eq!(cell(&row, name), expected, "{name}");
+        }
+        let all = Rule {
+            sample_threshold: ALWAYS,
+            deadline_ns: 9_000_000_000,
+            ..delay
+        };
+        let all = Rule {
+            sample_first: 0,
+            sample_every: 0,
+            ..all
+        };
+        let row = rule(7, &all, 10_000_000_000);
+        assert_eq!(cell(&row, "sample"), json!("all"));
+        assert_eq!(cell(&row, "ends_in_ms"), json!(-1000));
+    }
+
+    #[test]
+    fn the_list_of_a_target_ends_at_the_first_void_reference() {
+        let mut target = Target::default();
+        target.rules[0] = RuleRef {
+            id: 3,
+            generation: 1,
+        };
+        target.rules[1] = RuleRef {
+            id: 7,
+            generation: 9,
+        };
+        target.rules[3] = RuleRef {
+            id: 8,
+            generation: 1,
+        };
+        assert_eq!(rule_ids(&target), "3.1 7.9");
+    }
+}

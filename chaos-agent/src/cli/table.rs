@@ -1,0 +1,92 @@
+//! Text tables: columns as wide as their widest cell, two spaces between. Pure.
+
+use std::fmt;
+
+/// A table with a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    head: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+    empty: &'static str,
+    notes: Vec<String>,
+}
+
+impl Table {
+    pub(super) fn new(head: impl Into<Vec<&'static str>>) -> Self {
+        Self {
+            head: head.into(),
+            rows: Vec::new(),
+            empty: "",
+            notes: Vec::new(),
+        }
+    }
+
+    /// What is printed instead of a table without rows.
+    pub(super) fn or_say(mut self, text: &'static str) -> Self {
+        self.empty = text;
+        self
+    }
+
+    pub(super) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+
+    /// A line below the table.
+    pub(super) fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rows.is_empty() && !self.empty.is_empty() {
+            writeln!(f, "{}", self.empty)?;
+        } else {
+            let width = |column: usize| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells
+                    .map(|cell| cell.chars().count())
+                    .chain([self.head[column].chars().count()])
+                    .max()
+                    .unwrap_or(0)
+            };
+            let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
+            let mut line = |cells: Vec<&str>| {
+                let mut text = String::new();
+                for (cell, width) in cells.into_iter().zip(&widths) {
+                    text.push_str(&format!("{cell:<width$}  "));
+                }
+                writeln!(f, "{}", text.trim_end())
+            };
+            line(self.head.clone())?;
+            for row in &self.rows {
+                line(row.iter().map(String::as_str).collect())?;
+            }
+        }
+        for note in &self.notes {
+            writeln!(f, "{note}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell_and_lines_end_without_spaces() {
+        let mut table = Table::new(["NAME", "N"]).or_say("nothing");
+        assert_eq!(table.to_string(), "nothing\n");
+        table.row(["é", "12345"]);
+        table.row(["longer than the head", ""]);
+        table.note("a note");
+        assert_eq!(
+            table.to_string(),
+            "NAME                  N\n\
+             é                     12345\n\
+             longer than the head\n\
+             a note\n"
+        );
+    }
+}
