@@ -6,6 +6,7 @@
 mod address;
 mod control_plane;
 mod daemon;
+mod install;
 mod kubeconfig;
 mod node;
 mod pki;
@@ -105,8 +106,9 @@ pub(crate) fn up(root: &Path, options: &Options) -> Result<Cluster> {
     }
     cache::remove(&state)?;
 
-    setup::apt::ensure()?;
+    // The longest part by far: everything else is done while it compiles.
     let kube = setup::kube::start(root);
+    setup::apt::ensure()?;
     let machine = if options.no_node {
         None
     } else {
@@ -309,21 +311,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends a node at once, as a power cut does. It does not come back.
-    ///
-    /// # Errors
-    /// If there is no such node.
-    pub(crate) fn power_off(&self, node: &str) -> Result<()> {
-        let daemon = self
-            .daemons
-            .iter()
-            .find(|daemon| daemon.name == node)
-            .with_context(|| format!("there is no node {node:?}"))?;
-        daemon.terminate();
-        daemon.wait(Duration::from_secs(5));
-        Ok(())
-    }
-
     /// Fails if a part of it has ended.
     ///
     /// # Errors
@@ -344,7 +331,7 @@ impl Cluster {
             daemon.terminate();
         }
         for daemon in &self.daemons {
-            daemon.wait(Duration::from_secs(5));
+            daemon.wait(Duration::from_secs(1));
         }
     }
 
@@ -411,6 +398,17 @@ impl Cluster {
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("failed to write {}", path.display()))
     }
+}
+
+/// `cargo xtask deploy`: installs operator and agents, from this tree, into the cluster that runs.
+///
+/// # Errors
+/// If a binary does not build, or one of them does not become ready.
+pub(crate) fn deploy(root: &Path) -> Result<()> {
+    let cluster = open(root)?;
+    let archives = image::build(root, &image::ALL)?;
+    cluster.load_images(&archives)?;
+    cluster.install(root)
 }
 
 /// Prints how to go on by hand.

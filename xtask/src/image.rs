@@ -14,7 +14,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::{ebpf, out::say, setup::rust::STATIC_TARGET, step};
+use crate::{
+    ebpf,
+    out::say,
+    setup::rust::{self, STATIC_TARGET},
+    step,
+};
 
 /// An image that this repository makes, as it is named in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +97,13 @@ pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// If one does not build.
 pub(crate) fn binaries(root: &Path, packages: &[&str]) -> Result<PathBuf> {
-    let env = ebpf::cargo_env()?;
+    rust::ensure()?;
+    // Only the agent has kernel programs in it; nobody else waits for their linker.
+    let env = if packages.contains(&AGENT.package) {
+        ebpf::cargo_env()?
+    } else {
+        Vec::new()
+    };
     step::step(
         &format!("static binaries: {}", packages.join(", ")),
         |step| {

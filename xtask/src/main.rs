@@ -57,6 +57,8 @@ enum Task {
         #[arg(long)]
         load: bool,
     },
+    /// Build operator and agent and install them into the running cluster
+    Deploy,
     /// Build the kernel programs alone, as objects to look at
     Ebpf,
     /// Write the files that are generated from the Rust types
@@ -110,6 +112,7 @@ fn run(task: Task) -> Result<ExitCode> {
                 cluster::open(&root)?.load_images(&archives)?;
             }
         }
+        Task::Deploy => cluster::deploy(&root)?,
         Task::Ebpf => ebpf::run(&root)?,
         Task::Codegen { check } => codegen::run(check)?,
         Task::Vm { kernel, options } => return vmtest::run(&root, kernel, &options),

@@ -244,18 +244,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Waits until the guest has powered off (or rebooted, or panicked: read the console).
-    ///
-    /// # Errors
-    /// If the time limit came first, or QEMU failed: then with the end of the console.
-    pub(crate) fn wait(mut self) -> Result<()> {
-        while self.is_running()? {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// False once the guest has powered off.
+    /// False once the guest has powered off (or rebooted, or panicked: read the console).
     ///
     /// # Errors
     /// If the time limit came first, or QEMU failed: then with the end of the console.
@@ -294,11 +283,6 @@ impl Vm {
                 )
             }
         }
-    }
-
-    /// The pid of the process around QEMU.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// Ends the machine at once.

@@ -19,11 +19,11 @@ use anyhow::Result;
 /// # Errors
 /// The first part that failed. What was made before stays; run it again to go on.
 pub(crate) fn run(root: &Path) -> Result<()> {
+    // The longest part: it compiles while the others download.
+    let kube = kube::start(root);
     apt::ensure()?;
     rust::ensure()?;
     bpf_linker::ensure()?;
-    // The longest part: it compiles while the others download.
-    let kube = kube::start(root);
     for series in kernels::Series::ALL {
         kernels::ensure(series)?;
     }

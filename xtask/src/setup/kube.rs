@@ -63,11 +63,6 @@ impl Building {
             .join()
             .map_err(|_| anyhow!("the thread that builds Kubernetes panicked"))?
     }
-
-    /// True if [`Building::wait`] would return at once.
-    pub(crate) fn is_done(&self) -> bool {
-        self.thread.is_finished()
-    }
 }
 
 /// Returns Kubernetes; builds it first if it is not in the cache.

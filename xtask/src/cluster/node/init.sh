@@ -38,6 +38,11 @@ echo "127.0.0.1 localhost $NAME" >/etc/hosts
 : >/etc/resolv.conf
 say "$(uname -r) is up"
 
+# It takes seconds to start; the networks come up meanwhile.
+mkdir -p /etc/cni/net.d /var/lib/kubelet
+cp /run/node/cni.conflist /etc/cni/net.d/10-pods.conflist
+keep containerd --config /run/node/containerd.toml &
+
 # The user network: this is the way to the API server.
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
@@ -88,10 +93,6 @@ table ip node {
 }
 NFT
 
-mkdir -p /etc/cni/net.d /etc/containerd /var/lib/kubelet
-cp /run/node/cni.conflist /etc/cni/net.d/10-pods.conflist
-keep containerd --config /run/node/containerd.toml &
-# What containerd does not need, while it starts.
 if [ "$NODE" = 1 ]; then
     keep kube-egress :8131 /run/node/egress.crt /run/node/egress.key /run/node/ca.crt &
 fi

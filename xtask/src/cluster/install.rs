@@ -1,0 +1,71 @@
+//! Puts operator and agents into a cluster, as a user does: with `kubectl` and what is in `deploy/`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::Cluster;
+use crate::step;
+
+/// How long an image may take to start on a slow node.
+const PATIENCE: &str = "--timeout=180s";
+
+/// What is in `deploy/` and has pods.
+const WORKLOADS: [&str; 2] = ["deployment/chaos-operator", "daemonset/chaos-agent"];
+
+impl Cluster {
+    /// Applies `deploy/` and waits until operator and agents are ready. Their images must have been
+    /// loaded; where they ran already they are started anew, from the images that are there now.
+    ///
+    /// # Errors
+    /// If the API server refuses something, or a pod does not become ready: then with its state.
+    pub(crate) fn install(&self, root: &Path) -> Result<()> {
+        step::step("install Faultline", |step| {
+            let ran = step::output(self.in_namespace().arg("get").args(WORKLOADS)).is_ok();
+            step.run(
+                self.kubectl()
+                    .args(["apply", "--server-side", "-k"])
+                    .arg(root.join("deploy")),
+            )?;
+            if ran {
+                step.run(
+                    self.in_namespace()
+                        .args(["rollout", "restart"])
+                        .args(WORKLOADS),
+                )?;
+            }
+            for workload in WORKLOADS {
+                step.run(
+                    self.in_namespace()
+                        .args(["rollout", "status", PATIENCE, workload]),
+                )
+                .with_context(|| format!("{workload} is not ready:\n{}", self.pods()))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn in_namespace(&self) -> std::process::Command {
+        let mut command = self.kubectl();
+        command.args(["--namespace", "faultline"]);
+        command
+    }
+
+    /// What a person would look at first.
+    fn pods(&self) -> String {
+        [
+            vec!["get", "pods", "-o", "wide"],
+            vec!["get", "events", "--sort-by=.lastTimestamp"],
+            vec!["logs", "deployment/chaos-operator", "--tail=15"],
+            vec!["logs", "daemonset/chaos-agent", "--tail=15"],
+        ]
+        .into_iter()
+        .map(
+            |words| match step::output(self.in_namespace().args(words)) {
+                Ok(text) => text,
+                Err(error) => format!("{error:#}\n"),
+            },
+        )
+        .collect()
+    }
+}
