@@ -116,6 +116,9 @@ pub enum ArmError {
     /// The kernel or a file refused.
     #[error(transparent)]
     Mechanism(#[from] MechanismError),
+    /// Between two containers, or before the first, a target has no process for a while.
+    #[error("{0} has no live process, so its network namespace cannot be found; will try again")]
+    NoProcess(String),
     /// A limit of this node.
     #[error("{what}: this node holds at most {limit}; remove another fault first")]
     Full {
@@ -129,10 +132,24 @@ pub enum ArmError {
     Map(#[from] MapError),
 }
 
-/// A device, and since when nothing is armed on it.
+/// How often the detour of a device is looked at until its packets have arrived: twice empty in a
+/// row, because one that has just left the queue is still on its way out.
+const DRAIN_EVERY: Duration = Duration::from_millis(40);
+
+/// A device that we are attached to.
 struct Attached {
     device: Device,
-    drained_at: Option<u64>,
+    /// Set when nothing is armed on it any more.
+    draining: Option<Draining>,
+}
+
+/// Waiting for the last packets. CLOCK_MONOTONIC nanoseconds.
+#[derive(Clone, Copy)]
+struct Draining {
+    look_at: u64,
+    /// No packet can be waiting any more, whatever the queue says.
+    over_at: u64,
+    was_empty: bool,
 }
 
 /// Owner of everything that this node changes.
@@ -162,7 +179,7 @@ impl Executor {
             .into_iter()
             .map(|device| Attached {
                 device,
-                drained_at: None,
+                draining: None,
             })
             .collect();
         let ids = Ids::default();
@@ -191,8 +208,7 @@ impl Executor {
                 .is_ok_and(|found| found.generation == rule.generation)
         });
         if held {
-            self.ids
-                .take(armed.rules.iter().map(|rule| rule.id), armed.peer_set);
+            self.ids.take(lives(armed), armed.peer_set);
         }
         held
     }
@@ -264,7 +280,7 @@ impl Executor {
                     ifindex: cgroup_device(&found, effect, pod)?,
                 },
                 Mechanism::TcEgress => {
-                    let slot = self.device(&found, effect, pod)?;
+                    let slot = self.device(&found, &fault.record, effect, pod)?;
                     ArmedRule {
                         mechanism: MechanismName::TcEgress,
                         key: u64::from(slot),
@@ -379,7 +395,7 @@ impl Executor {
         for peer in effect.peers.iter().flatten() {
             self.maps.remove_peer(peer_key(armed.peer_set, *peer))?;
         }
-        self.ids.give_back(armed.rules.iter().map(|rule| rule.id));
+        self.ids.give_back(lives(armed));
         Ok(())
     }
 
@@ -404,34 +420,55 @@ impl Executor {
                 })
             };
             if all.iter().any(|armed| used(&armed)) {
-                attached.drained_at = None;
-            } else if attached.drained_at.is_none() {
-                let margin = Duration::from_millis(20);
-                let wait = attached.device.longest_delay + margin;
-                attached.drained_at = Some(now.saturating_add(wait.as_nanos() as u64));
+                attached.draining = None;
+            } else if attached.draining.is_none() {
+                let longest = attached.device.longest_delay + Duration::from_secs(1);
+                attached.draining = Some(Draining {
+                    look_at: now,
+                    over_at: now.saturating_add(longest.as_nanos() as u64),
+                    was_empty: false,
+                });
             }
         }
         Ok(())
     }
 
-    /// Detaches from devices whose packets have all arrived; returns when the next one will be.
+    /// Detaches from devices whose packets have all arrived; returns when to look again.
     pub fn drain(&mut self) -> Option<u64> {
         let now = clock::now_ns();
         let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.devices)
             .into_iter()
-            .partition(|attached| attached.drained_at.is_some_and(|at| at <= now));
+            .partition(|attached| attached.draining.is_some_and(|d| d.look_at <= now));
         self.devices = rest;
         for mut attached in due {
-            if let Err(error) = self.detach_device(&attached.device) {
+            let Some(mut draining) = attached.draining else {
+                continue;
+            };
+            let empty = self.is_empty(&attached.device) || draining.over_at <= now;
+            if empty && (draining.was_empty || attached.device.detour.is_none()) {
+                let Err(error) = self.detach_device(&attached.device) else {
+                    continue;
+                };
                 tracing::warn!(device = %attached.device.name, %error, "failed to detach; will try again");
-                attached.drained_at = Some(now + 1_000_000_000);
-                self.devices.push(attached);
             }
+            draining.was_empty = empty;
+            draining.look_at = now + DRAIN_EVERY.as_nanos() as u64;
+            attached.draining = Some(draining);
+            self.devices.push(attached);
         }
         self.devices
             .iter()
-            .filter_map(|attached| attached.drained_at)
+            .filter_map(|attached| attached.draining.map(|d| d.look_at))
             .min()
+    }
+
+    /// Whether no packet waits in the detour. One that cannot be asked counts as not empty: then
+    /// the longest delay is waited for.
+    fn is_empty(&self, device: &Device) -> bool {
+        match self.namespace(device.netns_inode, Path::new("")) {
+            Some(namespace) => TcEgress::waiting_in(&namespace, device).is_ok_and(|n| n == 0),
+            None => true,
+        }
     }
 
     /// Whether this fault has left anything in the kernel, its device included.
@@ -454,7 +491,7 @@ impl Executor {
                 return Ok(Some("an entry of its target"));
             }
             let draining = |attached: &Attached| {
-                u64::from(attached.device.slot) == rule.key && attached.drained_at.is_some()
+                u64::from(attached.device.slot) == rule.key && attached.draining.is_some()
             };
             if rule.mechanism == MechanismName::TcEgress && self.devices.iter().any(draining) {
                 return Ok(Some("packets on the way"));
@@ -585,12 +622,14 @@ impl Executor {
     fn device(
         &mut self,
         found: &Resolved,
+        record: &str,
         effect: &NetworkEffect,
         pod: bool,
     ) -> Result<u16, ArmError> {
-        let namespace = found.netns.as_deref().ok_or_else(|| {
-            MechanismError::Target("the target has no live process, so no network namespace".into())
-        })?;
+        let namespace = found
+            .netns
+            .as_deref()
+            .ok_or_else(|| ArmError::NoProcess(record.to_owned()))?;
         let (ifindex, name) = TcEgress::find_device(namespace, effect.device.as_deref(), pod)?;
         let same = |attached: &&Attached| {
             (attached.device.netns_inode, attached.device.ifindex) == (found.netns_inode, ifindex)
@@ -609,7 +648,7 @@ impl Executor {
                 detour: None,
                 longest_delay: Duration::ZERO,
             },
-            drained_at: None,
+            draining: None,
         });
         Ok(slot)
     }
@@ -640,7 +679,7 @@ impl Executor {
         let device = &mut attached.device;
         device.longest_delay = device.longest_delay.max(effect.delay.unwrap_or_default());
         program.attach_in(&namespace, device, effect.delay.is_some())?;
-        attached.drained_at = None;
+        attached.draining = None;
         Ok(())
     }
 
@@ -729,6 +768,11 @@ impl Executor {
         }
         Ok(())
     }
+}
+
+/// Ids and generations of a fault's rules.
+fn lives(armed: &Armed) -> impl Iterator<Item = (u32, u32)> {
+    armed.rules.iter().map(|rule| (rule.id, rule.generation))
 }
 
 /// Removes references from a target's list and closes the gap; whether there were any.

@@ -140,10 +140,11 @@ impl Draw {
 /// `word` is valid, aligned and only changed atomically by others.
 #[inline(always)]
 unsafe fn fetch_add(word: *mut u64) -> u64 {
+    // LLVM 22 selects an add without result for a relaxed one, even where the result is used.
     #[cfg(target_arch = "bpf")]
     // SAFETY: as the caller says.
     return unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
             word, 1,
         )
     };

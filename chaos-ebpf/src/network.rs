@@ -1,12 +1,16 @@
 //! Which rules of the network family apply to a packet.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes_relative};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::sk_buff::SkBuff;
 use chaos_abi::MAX_RULES;
-use chaos_abi::network::{MAX_PEERS, PeerKey, Rule, RuleRef, flag, mapped};
+use chaos_abi::network::{MAX_PEERS, PeerKey, Rule, RuleRef, flag, mapped, release_at};
+use chaos_abi::sample::Stream;
+
+use crate::{Draw, Outcome, count, done};
 
 /// All rules of the node's network faults.
 #[map]
@@ -29,49 +33,103 @@ pub enum Direction {
     Ingress,
 }
 
-/// What rules ask of a packet.
-pub struct Packet {
-    /// Address of the other side, IPv4-mapped for IPv4.
-    pub peer: [u8; 16],
-    direction: u32,
-}
-
-impl Packet {
-    /// Reads the addresses; `None` for anything but IPv4 and IPv6, and for what is too short.
+impl Direction {
     #[inline(always)]
-    pub fn parse(skb: &SkBuff, direction: Direction) -> Option<Self> {
-        let peer = match (u32::from_be(skb.protocol() << 16), direction) {
-            (ETH_P_IP, Direction::Ingress) => mapped(load(skb, 12)?),
-            (ETH_P_IP, Direction::Egress) => mapped(load(skb, 16)?),
-            (ETH_P_IPV6, Direction::Ingress) => load(skb, 8)?,
-            (ETH_P_IPV6, Direction::Egress) => load(skb, 24)?,
-            _ => return None,
-        };
-        let direction = match direction {
-            Direction::Egress => flag::EGRESS,
-            Direction::Ingress => flag::INGRESS,
-        };
-        Some(Self { peer, direction })
+    const fn flag(self) -> u32 {
+        match self {
+            Self::Egress => flag::EGRESS,
+            Self::Ingress => flag::INGRESS,
+        }
     }
 }
 
-/// The rule that `reference` means, if it still is that rule, is not past its deadline and
-/// applies to this packet.
+/// What a rule says of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes its way.
+    Pass,
+    /// It is dropped.
+    Drop,
+    /// It waits so many nanoseconds, at least 1.
+    Delay(u64),
+}
+
+/// What the rule that `reference` means says of a packet, at CLOCK_MONOTONIC nanoseconds `now`.
+/// Nothing, if it is not that rule any more, is past its deadline or does not apply. `can_delay`:
+/// there is a detour.
 #[inline(always)]
-pub fn applicable<'a>(
-    reference: &RuleRef,
+pub fn consider(
     skb: &SkBuff,
-    packet: &Packet,
+    reference: &RuleRef,
+    direction: Direction,
+    can_delay: bool,
+    now: u64,
+) -> Verdict {
+    let reference = u64::from(reference.generation) << 32 | u64::from(reference.id);
+    match consider_rule(
+        skb.skb,
+        reference,
+        direction.flag(),
+        u32::from(can_delay),
+        now,
+    ) {
+        PASS => Verdict::Pass,
+        DROP => Verdict::Drop,
+        delay => Verdict::Delay(delay),
+    }
+}
+
+const PASS: u64 = 0;
+const DROP: u64 = u64::MAX;
+
+/// [`consider`] for the verifier: a global function is verified once, on its own, and not once
+/// for every path through the loops over depths and rules, which are more than a million.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider_rule(
+    skb: *mut __sk_buff,
+    reference: u64,
+    direction: u32,
+    can_delay: u32,
+    now: u64,
+) -> u64 {
+    let (id, generation) = (reference as u32, (reference >> 32) as u32);
+    let skb = SkBuff::new(skb);
+    let Some(rule) = applicable(id, generation, &skb, direction, now) else {
+        return PASS;
+    };
+    let draw = Draw::next(id, rule);
+    let drop = rule.flags & flag::DROP != 0 || draw.hit(Stream::Loss, rule.loss_threshold);
+    if !draw.sampled(rule) || (!drop && rule.delay_ns == 0) {
+        count(id, Outcome::Passed, now);
+        return PASS;
+    }
+    let outcome = if !drop && can_delay == 0 {
+        Outcome::Failed
+    } else {
+        done(rule)
+    };
+    count(id, outcome, now);
+    match outcome {
+        Outcome::Injected if drop => DROP,
+        // Nothing waits longer than its rule lives.
+        Outcome::Injected => release_at(now, rule.delay_ns, rule.deadline_ns).saturating_sub(now),
+        _ => PASS,
+    }
+}
+
+#[inline(always)]
+fn applicable<'a>(
+    id: u32,
+    generation: u32,
+    skb: &SkBuff,
+    direction: u32,
     now: u64,
 ) -> Option<&'a Rule> {
-    let rule = RULES.get(reference.id)?;
-    // SAFETY: a load of an aligned word of the map's value; user space writes it with one store
-    // when it renews a lease.
+    let rule = RULES.get(id)?;
+    // SAFETY: a load of an aligned word of the map's value, which user space may be writing.
     let deadline = unsafe { core::ptr::read_volatile(&raw const rule.deadline_ns) };
-    if rule.generation != reference.generation || now >= deadline {
-        return None;
-    }
-    if rule.flags & packet.direction == 0 {
+    if rule.generation != generation || now >= deadline || rule.flags & direction == 0 {
         return None;
     }
     // SAFETY: `skb` is the context that the kernel gave to this program.
@@ -81,15 +139,28 @@ pub fn applicable<'a>(
     if rule.cgroup_id != 0 && ancestor(skb, rule.cgroup_depth) != rule.cgroup_id {
         return None;
     }
+    let addr = peer(skb, direction)?;
     if rule.flags & flag::PEERS != 0 {
         let key = PeerKey {
             set: rule.peer_set,
-            addr: packet.peer,
+            addr,
         };
         // SAFETY: the value is not read; a key that is removed at the same time is either answer.
         unsafe { PEERS.get(key) }?;
     }
     Some(rule)
+}
+
+/// Address of the other side, IPv4-mapped for IPv4; `None` for anything but IPv4 and IPv6, and for
+/// what is too short.
+#[inline(always)]
+fn peer(skb: &SkBuff, direction: u32) -> Option<[u8; 16]> {
+    let egress = direction == flag::EGRESS;
+    match u32::from_be(skb.protocol() << 16) {
+        ETH_P_IP => load(skb, if egress { 16 } else { 12 }).map(mapped),
+        ETH_P_IPV6 => load(skb, if egress { 24 } else { 8 }),
+        _ => None,
+    }
 }
 
 /// Id of the cgroup at `depth` above the socket of a packet; 0 if there is none.

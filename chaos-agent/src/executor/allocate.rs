@@ -1,6 +1,6 @@
 //! Numbers that rules, peer sets and devices are found by in the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::MapError;
 use chaos_abi::MAX_RULES;
@@ -11,14 +11,15 @@ use crate::kernel::maps::Pinned;
 /// Rule ids and peer sets in use.
 #[derive(Default)]
 pub(super) struct Ids {
-    rules: BTreeSet<u32>,
+    /// Id -> generation: an id that was given back may be another fault's by now.
+    rules: BTreeMap<u32, u32>,
     peer_set: u32,
     generation: u32,
 }
 
 impl Ids {
-    /// Those of a fault that was adopted.
-    pub(super) fn take(&mut self, rules: impl Iterator<Item = u32>, peer_set: u32) {
+    /// Those of a fault that was adopted, with their generations.
+    pub(super) fn take(&mut self, rules: impl Iterator<Item = (u32, u32)>, peer_set: u32) {
         self.rules.extend(rules);
         self.peer_set = self.peer_set.max(peer_set);
     }
@@ -29,14 +30,14 @@ impl Ids {
             self.generation = newest_generation(maps)?;
         }
         let id = (0..MAX_RULES)
-            .find(|id| !self.rules.contains(id))
+            .find(|id| !self.rules.contains_key(id))
             .ok_or(ArmError::Full {
                 what: "rules",
                 limit: MAX_RULES as usize,
             })?;
-        self.rules.insert(id);
         // 0 means free; after four billion faults the count begins anew.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
+        self.rules.insert(id, self.generation);
         Ok((id, self.generation))
     }
 
@@ -45,9 +46,12 @@ impl Ids {
         self.peer_set
     }
 
-    pub(super) fn give_back(&mut self, rules: impl Iterator<Item = u32>) {
-        for id in rules {
-            self.rules.remove(&id);
+    /// Safe to repeat.
+    pub(super) fn give_back(&mut self, rules: impl Iterator<Item = (u32, u32)>) {
+        for (id, generation) in rules {
+            if self.rules.get(&id) == Some(&generation) {
+                self.rules.remove(&id);
+            }
         }
     }
 }

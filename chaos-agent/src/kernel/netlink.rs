@@ -15,7 +15,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
 use netlink_packet_route::tc::{
-    TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+    TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption, TcStats2,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -185,34 +185,36 @@ impl Netlink {
     /// `AlreadyExists`, or what the kernel answers.
     pub fn add_veth(&mut self, name: &str, peer: &str) -> io::Result<()> {
         const MTU: u32 = 65_535;
-        let quiet = |message: &mut LinkMessage, name: &str| {
+        let named = |name: &str| {
+            let mut message = LinkMessage::default();
             message
                 .attributes
                 .push(LinkAttribute::IfName(name.to_owned()));
             message.attributes.push(LinkAttribute::Mtu(MTU));
-            // Without this the kernel gives each a link-local address that the target would see.
+            message
+        };
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(peer)))),
+        ]));
+        self.act(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
+        for name in [name, peer] {
+            let index = self.link(name)?.index;
+            let mut message = LinkMessage::default();
+            message.header.index = index;
             message
                 .attributes
                 .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
                     vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
                 )]));
+            // Else the kernel gives each a link-local address that the target would see. It is
+            // refused where the namespace has no IPv6: then there is none to be seen.
+            drop(self.act(Message::SetLink(message), 0));
+            let mut message = LinkMessage::default();
+            message.header.index = index;
             message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
             message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
-        };
-        let mut other = LinkMessage::default();
-        quiet(&mut other, peer);
-        let mut message = LinkMessage::default();
-        quiet(&mut message, name);
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
-        ]));
-        self.act(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
-        // The kernel ignores flags of the peer when it makes a pair.
-        for name in [name, peer] {
-            let mut message = LinkMessage::default();
-            message.header.index = self.link(name)?.index;
-            quiet(&mut message, name);
             self.act(Message::SetLink(message), 0)?;
         }
         Ok(())
@@ -252,6 +254,28 @@ impl Netlink {
             Message::NewQueueDiscipline(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
+    }
+
+    /// Packets that wait in the root qdisc of a device.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn waiting(&mut self, index: u32) -> io::Result<u32> {
+        // Devices cannot be asked for one by one everywhere: the kernel lists all qdiscs.
+        let answers = self.request(
+            Message::GetQueueDiscipline(TcMessage::default()),
+            NLM_F_DUMP,
+        )?;
+        let waiting = answers.into_iter().find_map(|answer| match answer {
+            Message::NewQueueDiscipline(qdisc)
+                if qdisc.header.index.cast_unsigned() == index
+                    && qdisc.header.parent == TcHandle::ROOT =>
+            {
+                qdisc.attributes.iter().find_map(queue_length)
+            }
+            _ => None,
+        });
+        Ok(waiting.unwrap_or(0))
     }
 
     /// Adds clsact; `false` when the device had it already.
@@ -452,6 +476,16 @@ fn filter(index: u32, hook: Hook) -> TcMessage {
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL_BE);
     message.attributes.push(TcAttribute::Kind("bpf".to_owned()));
     message
+}
+
+fn queue_length(attribute: &TcAttribute) -> Option<u32> {
+    let TcAttribute::Stats2(stats) = attribute else {
+        return None;
+    };
+    stats.iter().find_map(|stat| match stat {
+        TcStats2::Queue(queue) => Some(queue.qlen),
+        _ => None,
+    })
 }
 
 fn program_name(attribute: &TcAttribute) -> Option<String> {

@@ -44,6 +44,8 @@ pub fn load(mechanism: Mechanism, pins: &Path, slot: u32) -> Result<Ebpf, LoadEr
     }
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(pins);
+    // These programs read no kernel structures: parsing the BTF of the kernel would be in vain.
+    loader.btf(None);
     if mechanism == Mechanism::TcEgress {
         loader.override_global("SLOT", &slot, true);
     }

@@ -127,7 +127,7 @@ impl TcEgress {
                     .map_err(io_error("list routes"))?;
                 let real: Vec<_> = links
                     .iter()
-                    .filter(|link| link.up && !link.loopback)
+                    .filter(|link| link.up && !link.loopback && !is_detour(&link.name))
                     .collect();
                 let link = match of_route {
                     Some(index) => links.iter().find(|link| link.index == index),
@@ -200,6 +200,22 @@ impl TcEgress {
                 )));
             }
             Ok(())
+        })
+    }
+
+    /// Packets that still wait in the detour.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn waiting_in(namespace: &Path, device: &Device) -> Result<u32, MechanismError> {
+        let Some((going_in, _)) = device.detour else {
+            return Ok(0);
+        };
+        netns::within(namespace, || {
+            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
+            netlink
+                .waiting(going_in)
+                .map_err(io_error("read the queue of the detour"))
         })
     }
 
@@ -289,6 +305,11 @@ impl TcEgress {
 /// At most 15 bytes, and unlike any name that others give.
 fn detour_names(slot: u16) -> [String; 2] {
     [format!("faultline{slot}a"), format!("faultline{slot}b")]
+}
+
+fn is_detour(name: &str) -> bool {
+    name.strip_prefix("faultline")
+        .is_some_and(|rest| rest.trim_end_matches(['a', 'b']).parse::<u16>().is_ok())
 }
 
 fn detach(netlink: &mut Netlink, device: &Device) -> Result<(), MechanismError> {

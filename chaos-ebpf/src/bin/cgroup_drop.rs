@@ -5,10 +5,9 @@
 use aya_ebpf::macros::{cgroup_skb, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::SkBuffContext;
-use chaos_abi::RULES_PER_TARGET;
-use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, Target, flag};
-use chaos_ebpf::network::{Direction, Packet, ancestor, applicable};
-use chaos_ebpf::{Draw, Outcome, armed, count, done, now_ns};
+use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, Target};
+use chaos_ebpf::network::{Direction, Verdict, ancestor, consider};
+use chaos_ebpf::{armed, now_ns};
 
 /// Cgroup id -> its rules.
 #[map]
@@ -39,7 +38,6 @@ fn verdict(ctx: &SkBuffContext, direction: Direction) -> i32 {
     if !armed() {
         return ALLOW;
     }
-    let mut packet = None;
     for i in 0..MAX_DEPTHS {
         let depth = DEPTHS.get(i).copied().unwrap_or(0);
         if depth == 0 {
@@ -50,37 +48,17 @@ fn verdict(ctx: &SkBuffContext, direction: Direction) -> i32 {
         let Some(target) = (unsafe { CGROUP_TARGETS.get(cgroup) }) else {
             continue;
         };
-        // Addresses are read once, and only for the packets of a target.
-        if packet.is_none() {
-            packet = Packet::parse(&ctx.skb, direction);
-        }
-        let Some(packet) = &packet else { return ALLOW };
-        if denied(ctx, target, packet) {
-            return DENY;
+        let now = now_ns();
+        for reference in &target.rules {
+            if reference.generation == 0 {
+                break;
+            }
+            if consider(&ctx.skb, reference, direction, false, now) == Verdict::Drop {
+                return DENY;
+            }
         }
     }
     ALLOW
-}
-
-#[inline(always)]
-fn denied(ctx: &SkBuffContext, target: &Target, packet: &Packet) -> bool {
-    let now = now_ns();
-    for i in 0..RULES_PER_TARGET {
-        let reference = &target.rules[i];
-        if reference.generation == 0 {
-            break;
-        }
-        let Some(rule) = applicable(reference, &ctx.skb, packet, now) else {
-            continue;
-        };
-        let hit = rule.flags & flag::DROP != 0 && Draw::next(reference.id, rule).sampled(rule);
-        let outcome = if hit { done(rule) } else { Outcome::Passed };
-        count(reference.id, outcome, now);
-        if outcome == Outcome::Injected {
-            return true;
-        }
-    }
-    false
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -19,11 +19,9 @@ use aya_ebpf::helpers::generated::{bpf_clone_redirect, bpf_redirect};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use chaos_abi::RULES_PER_TARGET;
-use chaos_abi::network::{MAX_TARGETS, RuleRef, Target};
-use chaos_abi::sample::Stream;
-use chaos_ebpf::network::{Direction, Packet, applicable};
-use chaos_ebpf::{Draw, Outcome, armed, count, count_failed, done, now_ns};
+use chaos_abi::network::{MAX_TARGETS, Target};
+use chaos_ebpf::network::{Direction, Verdict, consider};
+use chaos_ebpf::{armed, count_failed, now_ns};
 
 /// Slot of a device -> its rules and its detour.
 #[map]
@@ -82,12 +80,15 @@ pub fn tc_egress_return(ctx: TcContext) -> i32 {
     }
 }
 
+/// What all rules of the device say together.
 struct Decision {
     lose: bool,
+    /// Delays of several faults add up.
     delay: u64,
     release_at: u64,
     detour_in: u32,
-    last: RuleRef,
+    /// The last rule that delays.
+    last: u32,
 }
 
 #[inline(always)]
@@ -99,65 +100,37 @@ fn decide(ctx: &TcContext) -> Option<Decision> {
         // It has had its delay.
         return None;
     }
-    let packet = Packet::parse(&ctx.skb, Direction::Egress)?;
+    let detour_in = target.detour_in;
     let now = now_ns();
     let mut decision = Decision {
         lose: false,
         delay: 0,
         release_at: 0,
-        detour_in: target.detour_in,
-        last: RuleRef {
-            id: 0,
-            generation: 0,
-        },
+        detour_in,
+        last: 0,
     };
-    for i in 0..RULES_PER_TARGET {
-        let reference = &target.rules[i];
+    for reference in &target.rules {
         if reference.generation == 0 {
             break;
         }
-        let Some(rule) = applicable(reference, &ctx.skb, &packet, now) else {
-            continue;
-        };
-        let draw = Draw::next(reference.id, rule);
-        if !draw.sampled(rule) {
-            count(reference.id, Outcome::Passed, now);
-            continue;
+        match consider(&ctx.skb, reference, Direction::Egress, detour_in != 0, now) {
+            Verdict::Pass => {}
+            Verdict::Drop => {
+                decision.lose = true;
+                break;
+            }
+            Verdict::Delay(delay) => {
+                decision.delay += delay;
+                decision.last = reference.id;
+            }
         }
-        let lose = draw.hit(Stream::Loss, rule.loss_threshold);
-        let delay = if target.detour_in != 0 {
-            rule.delay_ns
-        } else {
-            0
-        };
-        if !lose && rule.delay_ns == 0 {
-            count(reference.id, Outcome::Passed, now);
-            continue;
-        }
-        let outcome = if !lose && delay == 0 {
-            Outcome::Failed
-        } else {
-            done(rule)
-        };
-        count(reference.id, outcome, now);
-        if outcome != Outcome::Injected {
-            continue;
-        }
-        if lose {
-            decision.lose = true;
-            break;
-        }
-        // Nothing waits longer than its rule lives.
-        let left = rule.deadline_ns.saturating_sub(now);
-        decision.delay += if delay < left { delay } else { left };
-        decision.last = *reference;
     }
     decision.release_at = now + decision.delay;
     Some(decision)
 }
 
 #[inline(always)]
-fn detour(ctx: &mut TcContext, detour_in: u32, release_at: u64, last: RuleRef) -> i32 {
+fn detour(ctx: &mut TcContext, detour_in: u32, release_at: u64, last: u32) -> i32 {
     let skb: *mut __sk_buff = ctx.skb.skb;
     // SAFETY: `skb` is the context that the kernel gave to this program, and cb is its scratch.
     let cb = unsafe { &mut (*skb).cb };
@@ -166,7 +139,7 @@ fn detour(ctx: &mut TcContext, detour_in: u32, release_at: u64, last: RuleRef) -
     cb[2] = CB_OURS;
     // SAFETY: the helper clones the packet; no packet pointer is held across it.
     if unsafe { bpf_clone_redirect(skb, detour_in, 0) } != 0 {
-        count_failed(last.id);
+        count_failed(last);
         return TC_ACT_UNSPEC;
     }
     TC_ACT_STOLEN as i32

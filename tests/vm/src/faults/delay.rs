@@ -1,0 +1,207 @@
+//! Delay: packets arrive late, all of them, and on time again afterwards.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use chaos_planner::fault::NetworkEffect;
+
+use super::node::{Host, egress, fault, lasting, resident};
+use crate::cgroup::Cgroup;
+use crate::clock::Stamp;
+use crate::netns::Pair;
+use crate::process::Place;
+use crate::tcp;
+use crate::udp::{self, Echo, Prober, Probing};
+use crate::vm_test;
+
+fn delay(ms: u64) -> NetworkEffect {
+    NetworkEffect {
+        delay: Some(Duration::from_millis(ms)),
+        ..egress()
+    }
+}
+
+vm_test!(
+    a_delayed_packet_arrives_late_and_a_bystander_s_does_not,
+    limit = 90
+);
+fn a_delayed_packet_arrives_late_and_a_bystander_s_does_not() -> Result<()> {
+    let pair = Pair::new()?;
+    let (target, bystander) = (Cgroup::new()?, Cgroup::new()?);
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    let before = (pair.a.devices()?, pair.a.qdiscs()?);
+    for to in [Pair::B4, Pair::B6] {
+        let from = |cgroup| Place::host().in_namespace(&pair.a).in_cgroup(cgroup);
+        host.arm(fault(
+            "d",
+            &target,
+            NetworkEffect {
+                peers: Some(vec![to]),
+                ..delay(100)
+            },
+        ))?;
+        let probes = udp::probe(from(&target), &Probing::of(to).per_second(50), 60)?;
+        ensure!(probes.lost() == 0, "{to}: lost {:?}", probes.lost_seqs());
+        let (there, back) = (probes.there().median()?, probes.back().median()?);
+        ensure!(
+            (99..130).contains(&there.as_millis()),
+            "{to}: there {there:?}"
+        );
+        ensure!(back.as_millis() < 30, "{to}: back {back:?}");
+        let counts = host.counts("d")?;
+        ensure!(
+            (counts.matched, counts.injected, counts.failed) == (60, 60, 0),
+            "{counts:?}"
+        );
+        let probes = udp::probe(from(&bystander), &Probing::of(to).per_second(50), 30)?;
+        ensure!(
+            probes.there().median()?.as_millis() < 30,
+            "{to}: a bystander was delayed"
+        );
+        host.recover("d")?;
+        let probes = udp::probe(from(&target), &Probing::of(to).per_second(50), 30)?;
+        ensure!(
+            probes.there().median()?.as_millis() < 30,
+            "{to}: delayed after recovery"
+        );
+        let after = (pair.a.devices()?, pair.a.qdiscs()?);
+        ensure!(before == after, "not as before: {before:?} {after:?}");
+    }
+    Ok(())
+}
+
+vm_test!(no_packet_is_lost_by_recovering, limit = 60);
+fn no_packet_is_lost_by_recovering() -> Result<()> {
+    let pair = Pair::new()?;
+    let target = Cgroup::new()?;
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+    let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(200))?;
+    host.arm(fault("d", &target, delay(300)))?;
+    let armed = Stamp::now();
+    sleep(Duration::from_secs(1));
+    // Some 60 packets wait at this moment.
+    let recovering = Stamp::now();
+    host.recover("d")?;
+    sleep(Duration::from_millis(500));
+    let probes = prober.stop()?;
+    ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
+    let during = probes.between(armed, recovering).there().median()?;
+    ensure!(during.as_millis() >= 299, "{during:?}");
+    let late = probes
+        .after(recovering + Duration::from_millis(50))
+        .there()
+        .median()?;
+    ensure!(late.as_millis() < 50, "{late:?}");
+    Ok(())
+}
+
+vm_test!(no_packet_is_delayed_past_the_deadline, limit = 60);
+fn no_packet_is_delayed_past_the_deadline() -> Result<()> {
+    let pair = Pair::new()?;
+    let target = Cgroup::new()?;
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+    let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(100))?;
+    host.arm(lasting(
+        fault("d", &target, delay(800)),
+        Duration::from_millis(1500),
+    ))?;
+    let deadline = Stamp::now() + Duration::from_millis(1500);
+    // Nobody looks after it from here on.
+    sleep(Duration::from_secs(4));
+    let probes = prober.stop()?;
+    ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
+    let room = Duration::from_millis(150);
+    for probe in probes.between(Stamp(0), deadline).0 {
+        let arrived = probe.received.expect("none is lost");
+        ensure!(
+            arrived < deadline + room,
+            "held for {:?} past the deadline",
+            arrived.since(deadline)
+        );
+    }
+    let after = probes.after(deadline + room);
+    ensure!(
+        after.there().median()?.as_millis() < 50,
+        "{:?}",
+        after.there().median()?
+    );
+    Ok(())
+}
+
+vm_test!(delays_of_two_faults_add_up_and_end_one_by_one, limit = 60);
+fn delays_of_two_faults_add_up_and_end_one_by_one() -> Result<()> {
+    let pair = Pair::new()?;
+    let target = Cgroup::new()?;
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    let there = || -> Result<u128> {
+        let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+        let probes = udp::probe(from, &Probing::of(Pair::B4).per_second(50), 30)?;
+        ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
+        Ok(probes.there().median()?.as_millis())
+    };
+    host.arm(fault("d1", &target, delay(60)))?;
+    host.arm(fault("d2", &target, delay(120)))?;
+    let both = there()?;
+    ensure!((179..230).contains(&both), "both: {both} ms");
+    host.recover("d2")?;
+    let one = there()?;
+    ensure!((59..100).contains(&one), "one: {one} ms");
+    host.recover("d1")?;
+    let none = there()?;
+    ensure!(none < 30, "none: {none} ms");
+    Ok(())
+}
+
+vm_test!(a_delay_and_a_loss_act_together, limit = 60);
+fn a_delay_and_a_loss_act_together() -> Result<()> {
+    let pair = Pair::new()?;
+    let target = Cgroup::new()?;
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    host.arm(fault(
+        "dl",
+        &target,
+        NetworkEffect {
+            loss_ppm: Some(500_000),
+            ..delay(100)
+        },
+    ))?;
+    let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+    let probes = udp::probe(from, &Probing::of(Pair::B4).per_second(100), 100)?;
+    ensure!((20..80).contains(&probes.lost()), "lost {}", probes.lost());
+    ensure!(
+        probes.there().median()?.as_millis() >= 99,
+        "{:?}",
+        probes.there().median()?
+    );
+    Ok(())
+}
+
+vm_test!(a_tcp_flow_goes_on_through_a_delay, limit = 90);
+fn a_tcp_flow_goes_on_through_a_delay() -> Result<()> {
+    let pair = Pair::new()?;
+    let target = Cgroup::new()?;
+    let _server = tcp::Server::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    host.arm(fault("d", &target, delay(50)))?;
+    for to in [Pair::B4, Pair::B6] {
+        let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+        let sent = tcp::transfer(from, to, Duration::from_secs(3))?;
+        // Held back by TCP small queues it would be less than 1 Mbit/s.
+        ensure!(sent.megabits_per_second() > 10.0, "{to}: {sent:?}");
+    }
+    Ok(())
+}

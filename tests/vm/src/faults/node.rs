@@ -1,0 +1,191 @@
+//! The node of a test: opened as the agent opens it, with faults on cgroups, and read back.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use chaos_agent::node::{Node, Options, Owner};
+use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef};
+use chaos_planner::observed::{Counts, Observed, Phase};
+
+use crate::cgroup::Cgroup;
+use crate::netns::Namespace;
+use crate::process::{Place, Process, role};
+
+/// How long a step of the node may take on an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An opened node. Everything is removed on drop.
+pub(super) struct Host {
+    node: Option<Node>,
+    faults: Vec<Fault>,
+}
+
+impl Host {
+    pub(super) fn open() -> Result<Host> {
+        let node = Node::open(Options::default()).context("failed to open the node")?;
+        for capability in &node.capabilities().mechanisms {
+            ensure!(capability.supported, "{:?}", capability);
+        }
+        Ok(Host {
+            node: Some(node),
+            faults: Vec::new(),
+        })
+    }
+
+    pub(super) fn node(&mut self) -> &mut Node {
+        self.node.as_mut().expect("taken only on drop")
+    }
+
+    /// Wants one more fault and waits until the kernel has it.
+    pub(super) fn arm(&mut self, fault: Fault) -> Result<()> {
+        let id = fault.id.clone();
+        self.want(fault);
+        let seen = self.wait(&id, |seen| seen.phase != Phase::Pending)?;
+        ensure!(seen.phase == Phase::Injected, "{seen:?}");
+        Ok(())
+    }
+
+    /// Wants one more fault.
+    pub(super) fn want(&mut self, fault: Fault) {
+        self.faults.push(fault);
+        self.tell();
+    }
+
+    /// Wants it no more, and waits until the kernel has nothing of it. Returns what it did.
+    pub(super) fn recover(&mut self, id: &str) -> Result<Counts> {
+        self.faults.retain(|fault| fault.id != id);
+        self.tell();
+        let start = Instant::now();
+        let mut last = Counts::default();
+        loop {
+            match self.observe(id) {
+                None => return Ok(last),
+                Some(seen) => last = seen.counts,
+            }
+            ensure!(start.elapsed() < PATIENCE, "{id} is still there");
+            self.turn();
+        }
+    }
+
+    /// Wants it otherwise, and carries that out.
+    pub(super) fn change(&mut self, fault: Fault) {
+        self.faults.retain(|old| old.id != fault.id);
+        self.want(fault);
+        self.node().reconcile();
+    }
+
+    /// What the node says of a fault.
+    pub(super) fn observe(&mut self, id: &str) -> Option<Observed> {
+        self.node()
+            .observed(None)
+            .into_iter()
+            .find(|seen| seen.id == id)
+    }
+
+    pub(super) fn counts(&mut self, id: &str) -> Result<Counts> {
+        self.observe(id)
+            .map(|seen| seen.counts)
+            .context("the fault is not there")
+    }
+
+    /// Goes on until `done` with what is seen of the fault.
+    pub(super) fn wait(&mut self, id: &str, done: impl Fn(&Observed) -> bool) -> Result<Observed> {
+        let start = Instant::now();
+        loop {
+            self.node().reconcile();
+            match self.observe(id) {
+                Some(seen) if done(&seen) => return Ok(seen),
+                seen if start.elapsed() > PATIENCE => bail!("waited in vain: {seen:?}"),
+                _ => sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Goes on for some time, as the agent's thread does.
+    pub(super) fn run_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            let next = self.node().reconcile();
+            sleep(next.min(left).min(Duration::from_millis(100)));
+        }
+    }
+
+    fn turn(&mut self) {
+        let next = self.node().reconcile();
+        sleep(next.min(Duration::from_millis(5)));
+    }
+
+    fn tell(&mut self) {
+        let faults = self.faults.clone();
+        self.node().set_desired(Owner("test".into()), faults);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take()
+            && let Err(error) = node.purge()
+            && !std::thread::panicking()
+        {
+            panic!("failed to purge the node: {error}");
+        }
+    }
+}
+
+const IDLE: &str = "idle";
+crate::vm_role!(IDLE, idle);
+
+fn idle(_: &str) -> Result<()> {
+    role::ready()?;
+    role::wait_for_end();
+    Ok(())
+}
+
+/// A process that does nothing: the target's network namespace is that of its processes.
+pub(super) fn resident(namespace: &Namespace, cgroup: &Cgroup) -> Result<Process<()>> {
+    Place::host()
+        .in_namespace(namespace)
+        .in_cgroup(cgroup)
+        .spawn(IDLE, &())
+}
+
+/// Nothing of ours is left under the pins.
+pub(super) fn nothing_is_pinned() -> Result<()> {
+    ensure!(
+        !Path::new("/sys/fs/bpf/faultline").exists(),
+        "pins are left"
+    );
+    Ok(())
+}
+
+/// A fault on what the processes of a cgroup send; for a minute, without peers.
+pub(super) fn fault(id: &str, cgroup: &Cgroup, effect: NetworkEffect) -> Fault {
+    Fault {
+        id: id.into(),
+        kind: "NetworkChaos".into(),
+        namespace: "test".into(),
+        name: id.into(),
+        record: cgroup.path().display().to_string(),
+        target: TargetRef::Cgroup(cgroup.path().to_owned()),
+        lifetime: Lifetime::For(Duration::from_secs(60)),
+        mode: Mode::Inject,
+        sample: Sample::default(),
+        effect: Effect::Network(effect),
+    }
+}
+
+/// The same for so long.
+pub(super) fn lasting(mut fault: Fault, time: Duration) -> Fault {
+    fault.lifetime = Lifetime::For(time);
+    fault
+}
+
+/// To what is sent.
+pub(super) fn egress() -> NetworkEffect {
+    NetworkEffect {
+        egress: true,
+        ..NetworkEffect::default()
+    }
+}
