@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chaos_planner::capabilities::{Capabilities, Capability, Mechanism};
-use chaos_planner::choose::choose;
+use chaos_planner::choose::{Unsupported, choose};
 use chaos_planner::fault::{Effect, NetworkEffect, TargetRef};
 use chaos_proto::agent::CapabilitiesRequest;
 use serde::Serialize;
@@ -44,8 +44,15 @@ pub(super) async fn run(context: Context) -> anyhow::Result<ExitCode> {
         None => match try_all(options) {
             Ok(capabilities) => ("tried", capabilities),
             Err(error) => {
-                checks.push(Check::failed("node", format!("{error:#}")));
-                ("tried", nothing(&format!("{error:#}")))
+                let reason = format!("{error:#}");
+                // Mostly a row above has said it already.
+                if checks.iter().all(|check| check.detail != reason) {
+                    checks.push(Check::failed("agent", reason));
+                }
+                (
+                    "tried",
+                    nothing("not tried: the agent cannot start here, see above"),
+                )
             }
         },
     };
@@ -166,12 +173,18 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
                 mechanisms: mechanisms.into_iter().map(Mechanism::name).collect(),
                 reason: String::new(),
             },
-            Err(error) => Rung {
-                fault,
-                supported: false,
-                mechanisms: Vec::new(),
-                reason: error.to_string(),
-            },
+            Err(error) => {
+                let reason = match error {
+                    Unsupported::Lacks { mechanism, .. } => format!("needs {}", mechanism.name()),
+                    Unsupported::Effect(why) => why.to_owned(),
+                };
+                Rung {
+                    fault,
+                    supported: false,
+                    mechanisms: Vec::new(),
+                    reason,
+                }
+            }
         },
     )
     .collect()
@@ -227,6 +240,6 @@ mod tests {
                 (false, String::new())
             ]
         );
-        assert!(rungs[1].reason.contains("no bpffs"), "{}", rungs[1].reason);
+        assert_eq!(rungs[1].reason, "needs tc_egress");
     }
 }

@@ -27,8 +27,11 @@ impl Table {
         self
     }
 
-    pub(super) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+    /// Cells of several lines, or very long ones (a verifier's log), are cut: `--json` has them
+    /// whole.
+    pub(super) fn row<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        self.rows
+            .push(cells.into_iter().map(|cell| short(cell.as_ref())).collect());
     }
 
     /// A line below the table.
@@ -54,7 +57,9 @@ impl fmt::Display for Table {
             let mut line = |cells: Vec<&str>| {
                 let mut text = String::new();
                 for (cell, width) in cells.into_iter().zip(&widths) {
-                    text.push_str(&format!("{cell:<width$}  "));
+                    let missing = width.saturating_sub(cell.chars().count());
+                    text.push_str(cell);
+                    text.extend(std::iter::repeat_n(' ', missing + 2));
                 }
                 writeln!(f, "{}", text.trim_end())
             };
@@ -67,6 +72,18 @@ impl fmt::Display for Table {
             writeln!(f, "{note}")?;
         }
         Ok(())
+    }
+}
+
+/// The longest cell, in characters.
+const MAX_CELL: usize = 300;
+
+fn short(cell: &str) -> String {
+    let line = cell.lines().next().unwrap_or_default();
+    match line.char_indices().nth(MAX_CELL) {
+        Some((cut, _)) => format!("{}…", &line[..cut]),
+        None if line.len() < cell.len() => format!("{line}…"),
+        None => line.to_owned(),
     }
 }
 
@@ -87,6 +104,22 @@ mod tests {
              é                     12345\n\
              longer than the head\n\
              a note\n"
+        );
+    }
+
+    #[test]
+    fn a_cell_is_one_line_of_a_length_that_can_be_read() {
+        let mut table = Table::new(["X", "Y"]);
+        table.row([
+            format!("first\n{}", "x".repeat(100_000)),
+            "y".repeat(100_000),
+        ]);
+        let text = table.to_string();
+        assert!(text.contains("first…"), "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() < 700),
+            "{}",
+            text.len()
         );
     }
 }
