@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use self::{control_plane::ControlPlane, daemon::Daemon, node::Nodes, pki::Authority};
 use crate::{
-    cache, image,
+    cache,
+    image::{self, Image},
     out::{note, say},
     setup,
     step::{self, Step},
@@ -84,11 +85,12 @@ pub(crate) struct Cluster {
     complete: bool,
 }
 
-/// `cargo xtask up`: starts a cluster, or says that it runs.
+/// `cargo xtask up`: starts a cluster, or says that it runs. A new cluster has `images` on its nodes
+/// from the start, beside what every pod needs; importing them later takes longer.
 ///
 /// # Errors
 /// If a part of setup fails, or the cluster does not become ready: its logs are kept then.
-pub(crate) fn up(root: &Path, options: &Options) -> Result<Cluster> {
+pub(crate) fn up(root: &Path, options: &Options, images: &[Image]) -> Result<Cluster> {
     let state = state_directory(root);
     let _lock = lock(root)?;
     if let Some(cluster) = Cluster::read(&state)? {
@@ -117,7 +119,7 @@ pub(crate) fn up(root: &Path, options: &Options) -> Result<Cluster> {
         Some((kernel, image))
     };
     let images = match machine {
-        Some(_) => image::build(root, &[image::PAUSE, image::PROBE])?,
+        Some(_) => image::build(root, &[&[image::PAUSE], images].concat())?,
         None => Vec::new(),
     };
     let kube = kube.wait()?;

@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -124,16 +124,25 @@ pub(crate) fn binaries(root: &Path, packages: &[&str]) -> Result<PathBuf> {
     Ok(root.join("target").join(STATIC_TARGET).join("image"))
 }
 
-/// `cargo xtask image`: builds all images and says where they are.
+/// `cargo xtask image`: builds the images of `packages`, or all, and says where they are.
 ///
 /// # Errors
-/// As [`build`].
-pub(crate) fn run(root: &Path) -> Result<Vec<PathBuf>> {
-    let archives = build(root, &ALL)?;
-    for (image, archive) in ALL.iter().zip(&archives) {
-        let size = fs::metadata(archive)
-            .map(|metadata| metadata.len())
-            .unwrap_or_default();
+/// As [`build`], or if a package has no image.
+pub(crate) fn run(root: &Path, packages: &[String]) -> Result<Vec<PathBuf>> {
+    for package in packages {
+        ensure!(
+            ALL.iter().any(|image| image.package == package),
+            "{package:?} has no image; these have: {}",
+            ALL.map(|image| image.package).join(", ")
+        );
+    }
+    let chosen: Vec<Image> = ALL
+        .into_iter()
+        .filter(|image| packages.is_empty() || packages.iter().any(|name| name == image.package))
+        .collect();
+    let archives = build(root, &chosen)?;
+    for (image, archive) in chosen.iter().zip(&archives) {
+        let size = fs::metadata(archive).map_or(0, |metadata| metadata.len());
         say!(
             "{:30} {:6.1} MB  {}",
             image.name,

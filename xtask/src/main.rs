@@ -53,6 +53,9 @@ enum Task {
     Kubeconfig,
     /// Build the container images
     Image {
+        /// Which, by their packages; all without any
+        #[arg(value_name = "PACKAGE")]
+        packages: Vec<String>,
         /// Import them into the nodes of the running cluster
         #[arg(long)]
         load: bool,
@@ -96,7 +99,9 @@ fn run(task: Task) -> Result<ExitCode> {
     let root = workspace_root()?;
     match task {
         Task::Setup => setup::run(&root)?,
-        Task::Up(options) => cluster::describe(&cluster::up(&root, &options)?),
+        Task::Up(options) => {
+            cluster::describe(&cluster::up(&root, &options, &[image::PROBE])?);
+        }
         Task::Down => cluster::down(&root)?,
         Task::Ssh { node, command } => {
             let status = cluster::open(&root)?
@@ -106,8 +111,8 @@ fn run(task: Task) -> Result<ExitCode> {
             return Ok(exit_code(status));
         }
         Task::Kubeconfig => out::say!("{}", cluster::open(&root)?.kubeconfig().display()),
-        Task::Image { load } => {
-            let archives = image::run(&root)?;
+        Task::Image { packages, load } => {
+            let archives = image::run(&root, &packages)?;
             if load {
                 cluster::open(&root)?.load_images(&archives)?;
             }
