@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 /// Phases of a pod that will not run again.
@@ -24,13 +25,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Takes in a new or changed pod.
-    pub fn put_pod(&mut self, pod: Pod) {
+    /// Takes in a new or changed pod; returns whether that can matter to an experiment. Most
+    /// changes of a pod do not.
+    pub fn put_pod(&mut self, pod: Pod) -> bool {
+        let pod = slim(pod);
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        self.pods
-            .entry(namespace)
-            .or_default()
-            .insert(name, Arc::new(pod));
+        let pods = self.pods.entry(namespace).or_default();
+        let matters = pods.get(&name).is_none_or(|old| **old != pod);
+        pods.insert(name, Arc::new(pod));
+        matters
     }
 
     /// Forgets a pod.
@@ -51,9 +54,22 @@ impl Cluster {
         self.pods.retain(|_, pods| !pods.is_empty());
     }
 
-    /// Takes in a new or changed node.
-    pub fn put_node(&mut self, node: Node) {
+    /// Takes in a new or changed node; returns whether that can matter to an experiment.
+    pub fn put_node(&mut self, node: Node) -> bool {
+        let node = Node {
+            metadata: ObjectMeta {
+                name: node.metadata.name,
+                labels: node.metadata.labels,
+                ..ObjectMeta::default()
+            },
+            ..Node::default()
+        };
+        let matters = self
+            .nodes
+            .get(&node.name_any())
+            .is_none_or(|old| **old != node);
         self.nodes.insert(node.name_any(), Arc::new(node));
+        matters
     }
 
     /// Forgets a node.
@@ -109,6 +125,44 @@ impl Cluster {
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values()
+    }
+}
+
+/// Only what is read here: a cluster has many pods, and each has much to say.
+fn slim(pod: Pod) -> Pod {
+    let (spec, status) = (pod.spec.unwrap_or_default(), pod.status);
+    Pod {
+        metadata: ObjectMeta {
+            name: pod.metadata.name,
+            namespace: pod.metadata.namespace,
+            uid: pod.metadata.uid,
+            labels: pod.metadata.labels,
+            annotations: pod.metadata.annotations,
+            deletion_timestamp: pod.metadata.deletion_timestamp,
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            node_name: spec.node_name,
+            host_network: spec.host_network,
+            restart_policy: spec.restart_policy,
+            scheduler_name: spec.scheduler_name,
+            service_account_name: spec.service_account_name,
+            ..PodSpec::default()
+        }),
+        status: status.map(|status| PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            nominated_node_name: status.nominated_node_name,
+            container_statuses: status.container_statuses.map(|containers| {
+                let slim = |container: ContainerStatus| ContainerStatus {
+                    container_id: container.container_id,
+                    ..ContainerStatus::default()
+                };
+                containers.into_iter().map(slim).collect()
+            }),
+            ..PodStatus::default()
+        }),
     }
 }
 
@@ -194,6 +248,20 @@ mod tests {
         assert!(cluster.pod_of_record("shop").is_none());
         cluster.remove_pod("shop", "web-0");
         assert!(cluster.pod_of_record("shop/web-0").is_none());
+    }
+
+    #[test]
+    fn only_what_an_experiment_reads_of_a_pod_matters() {
+        let mut cluster = Cluster::default();
+        let build = || pod("shop/a").ips(&["10.0.0.1"]);
+        assert!(cluster.put_pod(build().build()));
+        let mut same = build().build();
+        same.metadata.resource_version = Some("7".into());
+        same.status.get_or_insert_default().message = Some("probed".into());
+        assert!(!cluster.put_pod(same));
+        assert!(cluster.put_pod(build().label("app", "web").build()));
+        assert!(cluster.put_pod(build().phase("Failed").build()));
+        assert!(cluster.put_pod(build().ips(&["10.0.0.2"]).build()));
     }
 
     #[test]

@@ -1,0 +1,176 @@
+//! One stream to one agent: connects, sends the newest set, takes reports in, and again.
+//!
+//! Only the newest set matters: a set that was replaced while the stream was busy is never sent.
+//! The agent serves one certificate for all nodes, so its report must name the node that was
+//! dialled.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chaos_proto::agent::agent_client::AgentClient;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::agents::Agents;
+
+/// The name in the agents' certificate.
+pub(super) const SERVER_NAME: &str = "chaos-agent.faultline";
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// An agent reports at least every 10 s; one that has been silent for longer is stuck.
+const SILENCE: Duration = Duration::from_secs(35);
+/// A report of 16 Ki faults is about 4 MiB.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// How the operator shows who it is; the newest value counts for new connections.
+pub type Tls = watch::Receiver<Arc<rustls::ClientConfig>>;
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("failed to connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("stream failed: {}: {}", .0.code(), .0.message())]
+    Stream(#[source] Box<tonic::Status>),
+    #[error("the agent ended the stream")]
+    Ended,
+    #[error("no report for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error(
+        "the agent at this address is the one of node {found:?}, not of {expected:?}: check \
+         --node-name of the agents, and the EndpointSlices of their Service"
+    )]
+    WrongNode { expected: String, found: String },
+}
+
+/// Keeps a stream to the agent of `node` until it is dropped. `address` may change.
+pub(super) async fn run(
+    agents: Agents,
+    node: String,
+    mut address: watch::Receiver<SocketAddr>,
+    tls: Tls,
+) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let target = *address.borrow_and_update();
+        let began = tokio::time::Instant::now();
+        let result = tokio::select! {
+            result = stream(&agents, &node, target, &tls) => result,
+            Ok(()) = address.changed() => {
+                tracing::info!(node, old = %target, "the agent has a new address");
+                agents.lost(&node, Timestamp::now());
+                backoff = FIRST_BACKOFF;
+                continue;
+            }
+        };
+        agents.lost(&node, Timestamp::now());
+        let Err(error) = result;
+        if began.elapsed() > LAST_BACKOFF {
+            backoff = FIRST_BACKOFF;
+        }
+        let reason = error_chain(&error);
+        tracing::warn!(node, address = %target, reason, retry_in = ?backoff, "no stream to agent");
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            Ok(()) = address.changed() => address.mark_changed(),
+        }
+        backoff = (backoff * 2).min(LAST_BACKOFF);
+    }
+}
+
+async fn stream(
+    agents: &Agents,
+    node: &str,
+    address: SocketAddr,
+    tls: &Tls,
+) -> Result<std::convert::Infallible, Error> {
+    let config = Arc::clone(&tls.borrow());
+    let channel = connect(address, config).await?;
+    agents.opened().await;
+    let generations = agents.begin_stream(node, Timestamp::now());
+    let sets = futures::stream::unfold(
+        (agents.clone(), node.to_owned(), generations),
+        |(agents, node, mut generations)| async move {
+            generations.changed().await.ok()?;
+            let set = agents.desired(&node, Timestamp::now());
+            tracing::debug!(
+                node,
+                generation = set.generation,
+                faults = set.faults.len(),
+                "send"
+            );
+            Some((set, (agents, node, generations)))
+        },
+    );
+    let mut client = AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let status = |status| Error::Stream(Box::new(status));
+    let mut reports = client.sync(sets).await.map_err(status)?.into_inner();
+    tracing::info!(node, %address, "stream to agent");
+    loop {
+        let report = tokio::time::timeout(SILENCE, reports.message())
+            .await
+            .map_err(|_| Error::Silent)?
+            .map_err(status)?
+            .ok_or(Error::Ended)?;
+        if report.node != node {
+            return Err(Error::WrongNode {
+                expected: node.to_owned(),
+                found: report.node,
+            });
+        }
+        tracing::debug!(
+            node,
+            generation = report.generation,
+            faults = report.faults.len(),
+            "report"
+        );
+        agents.observe(node, report, Timestamp::now());
+    }
+}
+
+async fn connect(
+    address: SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    // The scheme is that of what HTTP/2 sees: TLS is underneath, in the connector.
+    Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let connector = TlsConnector::from(Arc::clone(&config));
+            async move {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
+                Ok::<_, io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
+            }
+        }))
+        .await
+}
+
+/// An error and what is behind it: tonic says only "transport error" by itself.
+fn error_chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

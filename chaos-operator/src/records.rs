@@ -1,0 +1,121 @@
+//! Which records an experiment has: the draw, and who joins and leaves later. Pure.
+
+use std::collections::BTreeSet;
+
+use chaos_api::v1alpha1::names::SELECTOR_KEY_SOURCE;
+use chaos_api::v1alpha1::{Mode, PodSelector};
+
+use crate::cluster::{Cluster, is_completed, pod_id};
+use crate::draw::Draw;
+use crate::kept::{Kept, KeptRecord};
+use crate::selector::select;
+
+/// What a selection follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// `metadata.uid` of the object.
+    pub uid: &'a str,
+    /// Its selectors, sources first.
+    pub selectors: &'a [(&'static str, &'a PodSelector)],
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Round of a legacy scheduler; 0 without one.
+    pub round: u64,
+    /// Pods as they are now.
+    pub cluster: &'a Cluster,
+}
+
+impl Choice<'_> {
+    /// Draws the records of all sides.
+    ///
+    /// # Errors
+    /// Why there are none: one side has nobody. An experiment between two sides, one of which is
+    /// empty, is no experiment.
+    pub fn draw(&self) -> Result<Vec<KeptRecord>, String> {
+        let mut records: Vec<KeptRecord> = Vec::new();
+        for (key, selector) in self.selectors {
+            let field = field(key);
+            let pods =
+                select(&selector.selector, field, self.cluster).map_err(|e| e.to_string())?;
+            let eligible: Vec<String> = pods.iter().map(|pod| pod_id(pod)).collect();
+            // The chosen sources, and pods on their way out: only if there is nobody else.
+            let mut avoid: BTreeSet<String> =
+                records.iter().map(|record| record.id.clone()).collect();
+            avoid.extend(
+                pods.iter()
+                    .filter(|pod| pod.metadata.deletion_timestamp.is_some())
+                    .map(|pod| pod_id(pod)),
+            );
+            let draw = Draw {
+                seed: self.seed,
+                round: self.round,
+                selector_key: key,
+            };
+            let taken = draw.take(selector, &eligible, &avoid);
+            if taken.is_empty() {
+                return Err(nobody(field, selector, eligible.len()));
+            }
+            records.extend(
+                taken
+                    .iter()
+                    .map(|id| KeptRecord::new(self.uid, self.round, key, id)),
+            );
+        }
+        Ok(records)
+    }
+
+    /// With `mode: all`: pods that match by now join, those that are gone leave and are returned.
+    pub fn follow(&self, kept: &mut Kept) -> Vec<KeptRecord> {
+        let mut left = Vec::new();
+        for (key, selector) in self.selectors {
+            if selector.mode != Mode::All {
+                continue;
+            }
+            let is_gone = |record: &mut KeptRecord| {
+                let pod = self.cluster.pod_of_record(&record.id);
+                record.selector_key == *key && pod.is_none_or(|pod| is_completed(pod))
+            };
+            for record in kept.records.extract_if(.., is_gone) {
+                kept.past.add(record.report.total());
+                left.push(record);
+            }
+            // An unknown node is no reason to let go of those that were found before.
+            let Ok(pods) = select(&selector.selector, field(key), self.cluster) else {
+                continue;
+            };
+            let known: BTreeSet<String> = kept
+                .records
+                .iter()
+                .filter(|record| record.selector_key == *key)
+                .map(|record| record.id.clone())
+                .collect();
+            let joining = pods.iter().map(|pod| pod_id(pod));
+            kept.records.extend(
+                joining
+                    .filter(|id| !known.contains(id))
+                    .map(|id| KeptRecord::new(self.uid, self.round, key, &id)),
+            );
+        }
+        kept.records
+            .sort_by(|a, b| (&a.selector_key, &a.id).cmp(&(&b.selector_key, &b.id)));
+        left
+    }
+}
+
+fn field(key: &str) -> &'static str {
+    if key == SELECTOR_KEY_SOURCE {
+        "spec.selector"
+    } else {
+        "spec.target.selector"
+    }
+}
+
+fn nobody(field: &str, selector: &PodSelector, eligible: usize) -> String {
+    if eligible == 0 {
+        let namespaces = selector.selector.namespaces.join(", ");
+        format!("{field}: no pod matches (namespaces: {namespaces}); waiting for one")
+    } else {
+        let mode = selector.mode.as_str();
+        format!("{field}: mode {mode} took none of the {eligible} pods that match")
+    }
+}

@@ -1,0 +1,63 @@
+//! What the agents have reported, as far as one experiment is concerned: a plain value that the
+//! pure parts read. `agents.rs` makes it.
+
+use std::collections::BTreeMap;
+
+use chaos_proto::agent::ObservedFault;
+use jiff::Timestamp;
+
+/// What agents have reported.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Nodes whose agent has been heard of.
+    pub nodes: BTreeMap<String, NodeView>,
+    /// Faults of this experiment, by node and fault id.
+    pub faults: BTreeMap<(String, String), Seen>,
+    /// When this operator began to listen.
+    pub started: Timestamp,
+}
+
+/// One agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its stream is up.
+    pub connected: bool,
+    /// Since when that is so.
+    pub since: Timestamp,
+    /// The last generation that it has carried out.
+    pub generation: u64,
+}
+
+/// What an agent said of a fault, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// What it said.
+    pub fault: ObservedFault,
+    /// When we heard it.
+    pub at: Timestamp,
+}
+
+impl View {
+    /// An agent, also one that has never been heard of.
+    #[must_use]
+    pub fn node(&self, name: &str) -> NodeView {
+        self.nodes.get(name).copied().unwrap_or(NodeView {
+            connected: false,
+            since: self.started,
+            generation: 0,
+        })
+    }
+
+    /// The last word on a fault.
+    #[must_use]
+    pub fn fault(&self, node: &str, id: &str) -> Option<&Seen> {
+        self.faults.get(&(node.to_owned(), id.to_owned()))
+    }
+
+    /// Whether any reachable agent still has something of this experiment, and which.
+    #[must_use]
+    pub fn holder(&self) -> Option<&str> {
+        let mut nodes = self.faults.keys().map(|(node, _)| node.as_str());
+        nodes.find(|node| self.node(node).connected)
+    }
+}
