@@ -108,9 +108,12 @@ pub(crate) fn up(root: &Path, options: &Options, images: &[Image]) -> Result<Clu
     }
     cache::remove(&state)?;
 
-    // The longest part by far: everything else is done while it compiles.
-    let kube = setup::kube::start(root);
     setup::apt::ensure()?;
+    if !options.no_node {
+        setup::rootfs::check_root()?;
+    }
+    // The longest part by far: everything else is done while it compiles.
+    let kube = setup::kube::start(root)?;
     let machine = if options.no_node {
         None
     } else {

@@ -19,9 +19,10 @@ use anyhow::Result;
 /// # Errors
 /// The first part that failed. What was made before stays; run it again to go on.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    // The longest part: it compiles while the others download.
-    let kube = kube::start(root);
     apt::ensure()?;
+    rootfs::check_root()?;
+    // The longest part: it compiles while the others download.
+    let kube = kube::start(root)?;
     rust::ensure()?;
     bpf_linker::ensure()?;
     for series in kernels::Series::ALL {

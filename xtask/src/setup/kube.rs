@@ -9,7 +9,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
     cache,
@@ -46,11 +46,17 @@ pub(crate) struct Building {
 }
 
 /// Starts the build, at low priority, and returns at once.
-pub(crate) fn start(root: &Path) -> Building {
-    let root = root.to_owned();
-    Building {
-        thread: std::thread::spawn(move || ensure(&root)),
+///
+/// # Errors
+/// If there is something to build and no Go that could.
+pub(crate) fn start(root: &Path) -> Result<Building> {
+    if !cache::path("kube", &as_strs(&inputs(root)?))?.is_dir() {
+        check_go()?;
     }
+    let root = root.to_owned();
+    Ok(Building {
+        thread: std::thread::spawn(move || ensure(&root)),
+    })
 }
 
 impl Building {
@@ -71,15 +77,8 @@ impl Building {
 /// If Go is missing, a module cannot be fetched, or the build fails.
 pub(crate) fn ensure(root: &Path) -> Result<Kube> {
     let source = root.join("xtask/kube");
-    let mut inputs = vec![RECIPE.to_owned()];
-    for file in ["go.mod", "go.sum", "main.go"] {
-        let path = source.join(file);
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("failed to read {}", path.display()))?;
-        inputs.push(text);
-    }
-    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-    let entry = cache::ensure("Kubernetes", "kube", &inputs, |step, entry| {
+    let inputs = inputs(root)?;
+    let entry = cache::ensure("Kubernetes", "kube", &as_strs(&inputs), |step, entry| {
         build(step, &source, entry)
     })?;
     Ok(Kube {
@@ -88,9 +87,49 @@ pub(crate) fn ensure(root: &Path) -> Result<Kube> {
     })
 }
 
+fn inputs(root: &Path) -> Result<Vec<String>> {
+    let mut inputs = vec![RECIPE.to_owned()];
+    for file in ["go.mod", "go.sum", "main.go"] {
+        let path = root.join("xtask/kube").join(file);
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("failed to read {}", path.display()))?;
+        inputs.push(text);
+    }
+    Ok(inputs)
+}
+
+fn as_strs(inputs: &[String]) -> Vec<&str> {
+    inputs.iter().map(String::as_str).collect()
+}
+
+/// Any Go that can fetch the one that go.mod asks for.
+fn check_go() -> Result<()> {
+    let wanted = "install Go 1.21 or newer and put its `bin` into PATH (Debian 12's own package \
+                  `golang-go` is older; the one of bookworm-backports will do)";
+    let version = step::output(Command::new("go").arg("version")).context(wanted)?;
+    ensure!(
+        can_fetch_toolchains(&version),
+        "{} is too old: {wanted}",
+        version.trim()
+    );
+    Ok(())
+}
+
+/// `go version go1.26.8 linux/amd64`; what cannot be read (a development version) is new.
+fn can_fetch_toolchains(version: &str) -> bool {
+    version
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("go1."))
+        .and_then(|rest| {
+            rest.split(|c: char| !c.is_ascii_digit())
+                .next()?
+                .parse::<u32>()
+                .ok()
+        })
+        .is_none_or(|minor| minor >= 21)
+}
+
 fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
-    step::output(Command::new("go").arg("version").current_dir(source))
-        .context("Go 1.21 or newer is needed (Debian 12's own package is too old)")?;
     step.progress("fetching modules");
     let version =
         step::output(go(source).args(["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"]))?;
@@ -143,4 +182,17 @@ fn go(source: &Path) -> Command {
         .env("GOTOOLCHAIN", "auto")
         .env_remove("GOFLAGS");
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_go_that_fetches_others_will_do() {
+        assert!(!can_fetch_toolchains("go version go1.19.8 linux/amd64"));
+        assert!(can_fetch_toolchains("go version go1.21 linux/amd64"));
+        assert!(can_fetch_toolchains("go version go1.26.8 linux/amd64"));
+        assert!(can_fetch_toolchains("go version devel linux/amd64"));
+    }
 }

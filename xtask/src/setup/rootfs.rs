@@ -62,11 +62,26 @@ pub(crate) struct NodeImage {
     pub(crate) initrd: PathBuf,
 }
 
+/// Fails early where [`ensure`] would fail late.
+///
+/// # Errors
+/// If the packages are not in the cache yet and this is not run as root.
+pub(crate) fn check_root() -> Result<()> {
+    let packages = PACKAGES.join(",");
+    let cached = cache::path("debian", &[RECIPE, SUITE, &packages])?.is_dir();
+    ensure!(
+        cached || nix::unistd::geteuid().is_root(),
+        "only root can make the nodes' root file system: run this as root"
+    );
+    Ok(())
+}
+
 /// Returns the image for nodes that run `kernel`; makes it first if it is not in the cache.
 ///
 /// # Errors
 /// If Debian's packages cannot be fetched, or this is not run as root.
 pub(crate) fn ensure(kernel: &Kernel) -> Result<NodeImage> {
+    check_root()?;
     let packages = PACKAGES.join(",");
     let inputs = [RECIPE, SUITE, &packages];
     let debian = cache::ensure("node packages", "debian", &inputs, install)?;
@@ -82,10 +97,6 @@ pub(crate) fn ensure(kernel: &Kernel) -> Result<NodeImage> {
 }
 
 fn install(step: &Step, entry: &Path) -> Result<()> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "only root can make a root file system: run this as root"
-    );
     let mut command = Command::new("mmdebstrap");
     command.args([
         "--variant=essential",
