@@ -28,7 +28,7 @@ pub(crate) use image::{Binaries, build};
 pub(crate) use outcome::{KernelRun, TestResult};
 
 /// A machine that still runs after this time hangs: the runner inside has limits of its own.
-const TIME_LIMIT: Duration = Duration::from_secs(600);
+const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
 /// What to run.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -8,9 +8,11 @@
 //!
 //! # Writing a test
 //!
-//! Tests of a fault live in `src/faults/<fault>.rs`. A test is a function whose name is a sentence;
+//! Tests of a fault live in `src/faults/<fault>.rs`, those of a promise that holds for all faults in
+//! `src/promises/<promise>.rs`. A test is a function whose name is a sentence;
 //! [`vm_test!`] registers it, there is no list. It passes by returning `Ok`, fails by any error or
 //! panic, and is skipped by returning [`registry::skip`] with the reason why this kernel cannot.
+//! What it measured goes to the console by [`registry::note`].
 //!
 //! ```ignore
 //! use anyhow::{Result, ensure};
@@ -71,9 +73,13 @@ pub mod kmsg;
 #[cfg(feature = "guest")]
 pub mod netns;
 #[cfg(feature = "guest")]
+mod node;
+#[cfg(feature = "guest")]
 pub mod process;
 #[cfg(feature = "guest")]
 pub mod program;
+#[cfg(feature = "guest")]
+mod promises;
 #[cfg(feature = "guest")]
 pub mod registry;
 #[cfg(feature = "guest")]

@@ -89,6 +89,14 @@ macro_rules! vm_role {
     };
 }
 
+/// Prints a line for people: what a test saw, for the record. It stands above the test's outcome on
+/// the console, and in a failure's report.
+pub fn note(line: impl std::fmt::Display) {
+    use std::io::Write;
+    // The console is all there is.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// The error of a test that cannot run here. It is a result of its own, counted and listed.
 #[derive(Debug)]
 pub struct Skip(pub String);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use chaos_planner::fault::NetworkEffect;
 
-use super::node::{Host, egress, fault, lasting, resident};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::netns::Pair;
+use crate::node::{Host, egress, fault, lasting, resident};
 use crate::process::Place;
 use crate::tcp;
 use crate::udp::{self, Echo, Prober, Probing};

@@ -4,9 +4,9 @@ use anyhow::{Result, ensure};
 use chaos_abi::sample::{Stream, hit, threshold_ppm};
 use chaos_planner::fault::{Fault, NetworkEffect, Sample};
 
-use super::node::{Host, egress, fault, resident};
 use crate::cgroup::Cgroup;
 use crate::netns::Pair;
+use crate::node::{Host, egress, fault, resident};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;

@@ -6,10 +6,10 @@ use anyhow::{Result, ensure};
 use chaos_planner::fault::{Mode, NetworkEffect};
 use nix::errno::Errno;
 
-use super::node::{Host, egress, fault, lasting, nothing_is_pinned};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::netns::Pair;
+use crate::node::{Host, egress, fault, lasting, nothing_is_pinned};
 use crate::process::Place;
 use crate::tcp::{self, Sent};
 use crate::udp::{self, Echo, Prober, Probing};

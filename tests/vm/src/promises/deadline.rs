@@ -8,9 +8,9 @@ use chaos_planner::fault::{Fault, Lifetime, NetworkEffect, TargetRef};
 use chaos_planner::observed::Phase;
 use nix::errno::Errno;
 
-use super::node::{Host, egress, fault, lasting, resident};
 use crate::cgroup::Cgroup;
 use crate::netns::Pair;
+use crate::node::{Host, egress, fault, lasting, resident};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
@@ -134,7 +134,7 @@ fn a_successor_adopts_what_its_predecessor_armed() -> Result<()> {
         "still delayed"
     );
     second.purge()?;
-    super::node::nothing_is_pinned()
+    crate::node::nothing_is_pinned()
 }
 
 vm_test!(

@@ -17,13 +17,13 @@ use crate::process::{Place, Process, role};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An opened node. Everything is removed on drop.
-pub(super) struct Host {
+pub(crate) struct Host {
     node: Option<Node>,
     faults: Vec<Fault>,
 }
 
 impl Host {
-    pub(super) fn open() -> Result<Host> {
+    pub(crate) fn open() -> Result<Host> {
         let node = Node::open(Options::default()).context("failed to open the node")?;
         for capability in &node.capabilities().mechanisms {
             ensure!(capability.supported, "{:?}", capability);
@@ -34,12 +34,12 @@ impl Host {
         })
     }
 
-    pub(super) fn node(&mut self) -> &mut Node {
+    pub(crate) fn node(&mut self) -> &mut Node {
         self.node.as_mut().expect("taken only on drop")
     }
 
     /// Wants one more fault and waits until the kernel has it.
-    pub(super) fn arm(&mut self, fault: Fault) -> Result<()> {
+    pub(crate) fn arm(&mut self, fault: Fault) -> Result<()> {
         let id = fault.id.clone();
         self.want(fault);
         let seen = self.wait(&id, |seen| seen.phase != Phase::Pending)?;
@@ -48,13 +48,13 @@ impl Host {
     }
 
     /// Wants one more fault.
-    pub(super) fn want(&mut self, fault: Fault) {
+    pub(crate) fn want(&mut self, fault: Fault) {
         self.faults.push(fault);
         self.tell();
     }
 
     /// Wants it no more, and waits until the kernel has nothing of it. Returns what it did.
-    pub(super) fn recover(&mut self, id: &str) -> Result<Counts> {
+    pub(crate) fn recover(&mut self, id: &str) -> Result<Counts> {
         self.faults.retain(|fault| fault.id != id);
         self.tell();
         let start = Instant::now();
@@ -70,28 +70,28 @@ impl Host {
     }
 
     /// Wants it otherwise, and carries that out.
-    pub(super) fn change(&mut self, fault: Fault) {
+    pub(crate) fn change(&mut self, fault: Fault) {
         self.faults.retain(|old| old.id != fault.id);
         self.want(fault);
         self.node().reconcile();
     }
 
     /// What the node says of a fault.
-    pub(super) fn observe(&mut self, id: &str) -> Option<Observed> {
+    pub(crate) fn observe(&mut self, id: &str) -> Option<Observed> {
         self.node()
             .observed(None)
             .into_iter()
             .find(|seen| seen.id == id)
     }
 
-    pub(super) fn counts(&mut self, id: &str) -> Result<Counts> {
+    pub(crate) fn counts(&mut self, id: &str) -> Result<Counts> {
         self.observe(id)
             .map(|seen| seen.counts)
             .context("the fault is not there")
     }
 
     /// Goes on until `done` with what is seen of the fault.
-    pub(super) fn wait(&mut self, id: &str, done: impl Fn(&Observed) -> bool) -> Result<Observed> {
+    pub(crate) fn wait(&mut self, id: &str, done: impl Fn(&Observed) -> bool) -> Result<Observed> {
         let start = Instant::now();
         loop {
             self.node().reconcile();
@@ -104,7 +104,7 @@ impl Host {
     }
 
     /// Goes on for some time, as the agent's thread does.
-    pub(super) fn run_for(&mut self, time: Duration) {
+    pub(crate) fn run_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             let next = self.node().reconcile();
@@ -144,7 +144,7 @@ fn idle(_: &str) -> Result<()> {
 }
 
 /// A process that does nothing: the target's network namespace is that of its processes.
-pub(super) fn resident(namespace: &Namespace, cgroup: &Cgroup) -> Result<Process<()>> {
+pub(crate) fn resident(namespace: &Namespace, cgroup: &Cgroup) -> Result<Process<()>> {
     Place::host()
         .in_namespace(namespace)
         .in_cgroup(cgroup)
@@ -152,7 +152,7 @@ pub(super) fn resident(namespace: &Namespace, cgroup: &Cgroup) -> Result<Process
 }
 
 /// Nothing of ours is left under the pins.
-pub(super) fn nothing_is_pinned() -> Result<()> {
+pub(crate) fn nothing_is_pinned() -> Result<()> {
     ensure!(
         !Path::new("/sys/fs/bpf/faultline").exists(),
         "pins are left"
@@ -161,7 +161,7 @@ pub(super) fn nothing_is_pinned() -> Result<()> {
 }
 
 /// A fault on what the processes of a cgroup send; for a minute, without peers.
-pub(super) fn fault(id: &str, cgroup: &Cgroup, effect: NetworkEffect) -> Fault {
+pub(crate) fn fault(id: &str, cgroup: &Cgroup, effect: NetworkEffect) -> Fault {
     Fault {
         id: id.into(),
         kind: "NetworkChaos".into(),
@@ -177,13 +177,13 @@ pub(super) fn fault(id: &str, cgroup: &Cgroup, effect: NetworkEffect) -> Fault {
 }
 
 /// The same for so long.
-pub(super) fn lasting(mut fault: Fault, time: Duration) -> Fault {
+pub(crate) fn lasting(mut fault: Fault, time: Duration) -> Fault {
     fault.lifetime = Lifetime::For(time);
     fault
 }
 
 /// To what is sent.
-pub(super) fn egress() -> NetworkEffect {
+pub(crate) fn egress() -> NetworkEffect {
     NetworkEffect {
         egress: true,
         ..NetworkEffect::default()

@@ -1,0 +1,3 @@
+//! What holds for every fault, whatever it does: one file of tests per promise.
+
+mod deadline;
