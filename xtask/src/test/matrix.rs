@@ -6,7 +6,7 @@
 //! the README cannot claim what the tests do not show, and a skip cannot creep in. Nothing in the
 //! matrix depends on times or on the exact release of a kernel.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::{collections::BTreeMap, fmt, fs, path::Path, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_tests::report::Outcome;
@@ -26,8 +26,9 @@ const README: &str = "README.md";
 const BEGIN: &str = "<!-- kernels: written by `cargo xtask test --bless` -->";
 const END: &str = "<!-- end of kernels -->";
 
-/// Tests of faults; the others are about the harness.
-const FAULTS: &str = "faults::";
+const PASSED: &str = "passed";
+const SKIPPED: &str = "skipped: ";
+const FAILED: &str = "failed";
 
 /// The rules about it that need no test run.
 pub(crate) const RULES: &[Rule] = &[Rule {
@@ -112,9 +113,9 @@ fn of(results: &[TestResult]) -> Matrix {
             continue;
         };
         let outcome = match &result.outcome {
-            Outcome::Passed => "passed".to_owned(),
-            Outcome::Skipped(why) => format!("skipped: {why}"),
-            Outcome::Failed(_) => "failed".to_owned(),
+            Outcome::Passed => PASSED.to_owned(),
+            Outcome::Skipped(why) => format!("{SKIPPED}{why}"),
+            Outcome::Failed(_) => FAILED.to_owned(),
         };
         matrix
             .entry(result.test.clone())
@@ -134,7 +135,7 @@ fn changes(before: &Matrix, now: &Matrix) -> Vec<String> {
         for series in Series::ALL {
             let of = |matrix: &Matrix| matrix.get(name)?.get(series.name()).cloned();
             let (before, now) = (of(before), of(now));
-            if before != now && now.as_deref() != Some("failed") {
+            if before != now && now.as_deref() != Some(FAILED) {
                 let show = |outcome: Option<String>| outcome.unwrap_or_else(|| "not there".into());
                 let kernel = series.name();
                 changes.push(format!(
@@ -148,52 +149,31 @@ fn changes(before: &Matrix, now: &Matrix) -> Vec<String> {
     changes
 }
 
-/// A row for each fault, a column for each kernel, and under it why tests were skipped.
+/// A row for each fault and for what else is promised, a column for each kernel, and under it why
+/// tests were skipped.
 fn table(matrix: &Matrix) -> String {
-    let mut faults: BTreeMap<&str, Vec<&BTreeMap<String, String>>> = BTreeMap::new();
-    for (name, kernels) in matrix {
-        let Some(name) = name.strip_prefix(FAULTS) else {
-            continue;
-        };
-        let fault = name.split("::").next().unwrap_or(name);
-        faults.entry(fault).or_default().push(kernels);
+    let mut rows: BTreeMap<Row<'_>, Vec<&BTreeMap<String, String>>> = BTreeMap::new();
+    for (test, kernels) in matrix {
+        if let Some(row) = Row::of(test) {
+            rows.entry(row).or_default().push(kernels);
+        }
     }
     let heads: Vec<_> = Series::ALL
         .iter()
         .map(|s| format!("Linux {}", s.name()))
         .collect();
     let mut lines = vec![
-        format!("| fault | {} |", heads.join(" | ")),
+        format!("| | {} |", heads.join(" | ")),
         format!("|---|{}", "---|".repeat(heads.len())),
     ];
-    for (fault, tests) in &faults {
-        let cell = |series: &Series| {
-            let outcomes = || {
-                tests
-                    .iter()
-                    .filter_map(|kernels| kernels.get(series.name()))
-            };
-            let passed = outcomes().filter(|outcome| *outcome == "passed").count();
-            let skipped = outcomes().count() - passed;
-            match (passed, skipped) {
-                (0, 0) => "not tested".to_owned(),
-                (0, _) => "no".to_owned(),
-                (1, 0) => "yes (1 test)".to_owned(),
-                (_, 0) => format!("yes ({passed} tests)"),
-                _ => format!("partly ({passed} tests, {skipped} skipped)"),
-            }
-        };
-        let cells: Vec<_> = Series::ALL.iter().map(cell).collect();
-        lines.push(format!(
-            "| [{fault}](docs/faults/{fault}.md) | {} |",
-            cells.join(" | ")
-        ));
+    for (row, tests) in &rows {
+        let cells: Vec<_> = Series::ALL.iter().map(|&s| cell(tests, s)).collect();
+        lines.push(format!("| {row} | {} |", cells.join(" | ")));
     }
     let mut skips = Vec::new();
-    for (name, kernels) in matrix.iter().filter(|(name, _)| name.starts_with(FAULTS)) {
+    for (test, kernels) in matrix.iter().filter(|(test, _)| Row::of(test).is_some()) {
         for (kernel, outcome) in kernels {
-            if let Some(why) = outcome.strip_prefix("skipped: ") {
-                let test = name.trim_start_matches(FAULTS);
+            if let Some(why) = outcome.strip_prefix(SKIPPED) {
                 skips.push(format!("- Linux {kernel}, {test}: {why}"));
             }
         }
@@ -203,6 +183,53 @@ fn table(matrix: &Matrix) -> String {
         lines.append(&mut skips);
     }
     lines.join("\n")
+}
+
+/// What a test says something about; in the order of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Row<'a> {
+    Fault(&'a str),
+    Other(&'a str),
+}
+
+impl<'a> Row<'a> {
+    /// `None` for tests of the harness and of the kernel alone.
+    fn of(test: &'a str) -> Option<Row<'a>> {
+        let (module, rest) = test.split_once("::")?;
+        let inner = rest.split_once("::").map(|(inner, _)| inner);
+        match (module, inner) {
+            ("faults", Some(fault)) => Some(Row::Fault(fault)),
+            ("promises", Some(promise)) => Some(Row::Other(promise)),
+            ("checks" | "boot" | "run", _) => None,
+            _ => Some(Row::Other(module)),
+        }
+    }
+}
+
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Row::Fault(fault) => write!(f, "[{fault}](docs/faults/{fault}.md)"),
+            Row::Other(what) => f.write_str(&what.replace('_', " ")),
+        }
+    }
+}
+
+fn cell(tests: &[&BTreeMap<String, String>], series: Series) -> String {
+    let outcomes = || {
+        tests
+            .iter()
+            .filter_map(|kernels| kernels.get(series.name()))
+    };
+    let passed = outcomes().filter(|outcome| *outcome == PASSED).count();
+    let skipped = outcomes().count() - passed;
+    let tests = if passed == 1 { "test" } else { "tests" };
+    match (passed, skipped) {
+        (0, 0) => "not tested".to_owned(),
+        (0, _) => "no".to_owned(),
+        (_, 0) => format!("yes, {passed} {tests}"),
+        _ => format!("partly, {passed} {tests}, {skipped} skipped"),
+    }
 }
 
 /// The text with what stands between the markers replaced.
@@ -237,15 +264,20 @@ mod tests {
             ("faults::delay::b", "6.1", "skipped: no fq"),
             ("faults::delay::a", "6.12", "passed"),
             ("faults::loss::a", "6.1", "skipped: old"),
+            ("command_line::a", "6.1", "passed"),
+            ("command_line::b", "6.1", "passed"),
+            ("promises::deadline::a", "6.12", "passed"),
         ]));
         assert_eq!(
             table,
-            "| fault | Linux 6.1 | Linux 6.12 | Linux 7 |\n\
+            "| | Linux 6.1 | Linux 6.12 | Linux 7 |\n\
              |---|---|---|---|\n\
-             | [delay](docs/faults/delay.md) | partly (1 tests, 1 skipped) | yes (1 test) | not tested |\n\
-             | [loss](docs/faults/loss.md) | no | not tested | not tested |\n\n\
-             - Linux 6.1, delay::b: no fq\n\
-             - Linux 6.1, loss::a: old"
+             | [delay](docs/faults/delay.md) | partly, 1 test, 1 skipped | yes, 1 test | not tested |\n\
+             | [loss](docs/faults/loss.md) | no | not tested | not tested |\n\
+             | command line | yes, 2 tests | not tested | not tested |\n\
+             | deadline | not tested | yes, 1 test | not tested |\n\n\
+             - Linux 6.1, faults::delay::b: no fq\n\
+             - Linux 6.1, faults::loss::a: old"
         );
     }
 
