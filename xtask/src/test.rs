@@ -13,7 +13,7 @@ use std::{path::Path, process::ExitCode, time::Instant};
 use anyhow::Result;
 use vm_tests::report::Outcome;
 
-use crate::{codegen, out::note, tidy, vmtest::TestResult};
+use crate::{codegen, out::note, setup::rust, tidy, vmtest::TestResult};
 
 /// What to test.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -89,9 +89,11 @@ const STAGES: &[Stage] = &[
 /// `cargo xtask test`.
 ///
 /// # Errors
-/// If the report cannot be written; failed tests are in the exit code.
+/// If cargo's components are not there, or the report cannot be written; failed tests are in the
+/// exit code.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let only = options.only.as_deref().unwrap_or_default();
+    rust::ensure()?;
     let named = STAGES.iter().any(|stage| stage.name == only);
     let mut results = Vec::new();
     let mut times = Vec::new();

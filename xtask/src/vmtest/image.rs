@@ -13,7 +13,7 @@ use super::modules;
 use crate::{
     ebpf,
     initramfs::Initramfs,
-    setup::{kernels::Kernel, rust},
+    setup::{apt, kernels::Kernel, rust},
     step::step,
 };
 
@@ -28,6 +28,7 @@ pub(crate) struct Binaries {
 /// # Errors
 /// If they do not compile.
 pub(crate) fn build(root: &Path) -> Result<Binaries> {
+    apt::ensure()?;
     let env = ebpf::cargo_env()?;
     step("test binaries", |step| {
         step.run(
