@@ -95,12 +95,13 @@ pub(crate) fn conclude(
             Event::Ended { .. } => ended = true,
         }
     }
-    let why = error.unwrap_or("the machine went down");
+    let why = match error {
+        // It has the end of the console already.
+        Some(error) => error.to_owned(),
+        None => format!("the machine went down; {}", tail(console)),
+    };
     let Some(release) = release else {
-        bail!(
-            "kernel {kernel}: no test has started: {why}; {}",
-            tail(console)
-        );
+        bail!("kernel {kernel}: no test has started: {why}");
     };
     let failed = |test: &str, why: String| TestResult {
         test: test.to_owned(),
@@ -110,10 +111,10 @@ pub(crate) fn conclude(
     };
     let finished: HashSet<_> = results.iter().map(|r| r.test.clone()).collect();
     let lost = begun.iter().filter(|t| !finished.contains(*t));
-    results.extend(lost.map(|test| failed(test, format!("{why}; {}", tail(console)))));
+    results.extend(lost.map(|test| failed(test, why.clone())));
     if !ended {
         let missing = asked.saturating_sub(begun.len());
-        let why = format!("{why} before all tests had run: {missing} are missing");
+        let why = format!("the machine ended before all tests had run: {missing} are missing");
         results.push(failed("run::all_tests_run_to_the_end", why));
     }
     Ok(KernelRun {
