@@ -5,11 +5,12 @@
 //! target's list, which makes them visible at once; disarming goes the other way.
 
 mod allocate;
+mod armed;
+mod devices;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use aya::maps::MapError;
 use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag};
@@ -19,90 +20,17 @@ use chaos_planner::capabilities::{Capabilities, Mechanism};
 use chaos_planner::choose::{Unsupported, choose};
 use chaos_planner::fault::{Effect, Fault, Mode, NetworkEffect, TargetRef};
 use chaos_planner::observed::Counts;
-use serde::{Deserialize, Serialize};
 
-use self::allocate::{Ids, Slots};
+pub use self::armed::{Armed, ArmedRule, MechanismName, Place};
+
+use self::allocate::Ids;
+use self::devices::Devices;
 use crate::kernel::maps::{Pinned, TargetKind};
 use crate::kernel::{clock, netns};
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::tc_egress::{Device, TcEgress};
 use crate::target::{Finder, Resolved, TargetError};
-
-/// A fault that the kernel holds, with all that is needed to remove it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Armed {
-    /// What was asked.
-    pub fault: Fault,
-    /// What its rules say, CLOCK_MONOTONIC nanoseconds.
-    pub deadline_ns: u64,
-    /// When it was armed, CLOCK_MONOTONIC nanoseconds.
-    pub armed_ns: u64,
-    /// Its rules, one per mechanism.
-    pub rules: Vec<ArmedRule>,
-    /// Its set in `PEERS`; 0 without one.
-    pub peer_set: u32,
-    /// Where its target was found.
-    pub place: Place,
-    /// Seed of its draws.
-    pub seed: u64,
-}
-
-/// Where a target was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// Cgroup id.
-    pub cgroup_id: u64,
-    /// Levels below the root of the hierarchy.
-    pub depth: u32,
-    /// Namespace file of one of its processes; may be stale.
-    pub netns: Option<PathBuf>,
-    /// Inode of its network namespace; 0 without one.
-    pub netns_inode: u64,
-}
-
-/// One rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArmedRule {
-    /// Stem of its mechanism.
-    pub mechanism: MechanismName,
-    /// Key of its target.
-    pub key: u64,
-    /// Index into `RULES`.
-    pub id: u32,
-    /// Which life of that slot.
-    pub generation: u32,
-    /// What the kernel was told, without deadline.
-    pub ifindex: u32,
-}
-
-/// [`Mechanism`] as the journal writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MechanismName {
-    /// [`Mechanism::CgroupDrop`]
-    CgroupDrop,
-    /// [`Mechanism::TcEgress`]
-    TcEgress,
-}
-
-impl From<MechanismName> for Mechanism {
-    fn from(name: MechanismName) -> Self {
-        match name {
-            MechanismName::CgroupDrop => Self::CgroupDrop,
-            MechanismName::TcEgress => Self::TcEgress,
-        }
-    }
-}
-
-impl From<MechanismName> for TargetKind {
-    fn from(name: MechanismName) -> Self {
-        match name {
-            MechanismName::CgroupDrop => Self::Cgroup,
-            MechanismName::TcEgress => Self::Device,
-        }
-    }
-}
 
 /// Failed to arm a fault; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -132,35 +60,13 @@ pub enum ArmError {
     Map(#[from] MapError),
 }
 
-/// How often the detour of a device is looked at until its packets have arrived: twice empty in a
-/// row, because one that has just left the queue is still on its way out.
-const DRAIN_EVERY: Duration = Duration::from_millis(40);
-
-/// A device that we are attached to.
-struct Attached {
-    device: Device,
-    /// Set when nothing is armed on it any more.
-    draining: Option<Draining>,
-}
-
-/// Waiting for the last packets. CLOCK_MONOTONIC nanoseconds.
-#[derive(Clone, Copy)]
-struct Draining {
-    look_at: u64,
-    /// No packet can be waiting any more, whatever the queue says.
-    over_at: u64,
-    was_empty: bool,
-}
-
 /// Owner of everything that this node changes.
 pub struct Executor {
     maps: Pinned,
     finder: Finder,
-    proc_root: PathBuf,
     root_netns: u64,
     cgroup_drop: Option<CgroupDrop>,
-    tc_egress: Option<TcEgress>,
-    devices: Vec<Attached>,
+    devices: Devices,
     ids: Ids,
 }
 
@@ -175,21 +81,13 @@ impl Executor {
         devices: Vec<Device>,
     ) -> Self {
         let root_netns = netns::inode(&proc_root.join("1/ns/net")).unwrap_or(0);
-        let devices = devices
-            .into_iter()
-            .map(|device| Attached {
-                device,
-                draining: None,
-            })
-            .collect();
+        let devices = Devices::new(tc_egress, proc_root, devices);
         let ids = Ids::default();
         Self {
             maps,
             finder,
-            proc_root,
             root_netns,
             cgroup_drop,
-            tc_egress,
             devices,
             ids,
         }
@@ -338,7 +236,7 @@ impl Executor {
         let Effect::Network(effect) = armed.fault.effect.clone();
         for rule in &armed.rules {
             if rule.mechanism == MechanismName::TcEgress {
-                self.attach_device(armed, rule.key, &effect)?;
+                self.devices.attach(rule.key, &armed.place, effect.delay)?;
             }
         }
         for peer in effect.peers.iter().flatten() {
@@ -411,64 +309,14 @@ impl Executor {
             // Fewer depths than before cannot be too many.
             _ => MapError::KeyNotFound,
         })?;
-        let now = clock::now_ns();
-        for attached in &mut self.devices {
-            let used = |armed: &&&Armed| {
-                armed.rules.iter().any(|rule| {
-                    rule.mechanism == MechanismName::TcEgress
-                        && rule.key == u64::from(attached.device.slot)
-                })
-            };
-            if all.iter().any(|armed| used(&armed)) {
-                attached.draining = None;
-            } else if attached.draining.is_none() {
-                let longest = attached.device.longest_delay + Duration::from_secs(1);
-                attached.draining = Some(Draining {
-                    look_at: now,
-                    over_at: now.saturating_add(longest.as_nanos() as u64),
-                    was_empty: false,
-                });
-            }
-        }
+        self.devices.settle(all);
         Ok(())
     }
 
-    /// Detaches from devices whose packets have all arrived; returns when to look again.
+    /// Detaches from devices whose packets have all arrived; returns when to look again,
+    /// CLOCK_MONOTONIC nanoseconds.
     pub fn drain(&mut self) -> Option<u64> {
-        let now = clock::now_ns();
-        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.devices)
-            .into_iter()
-            .partition(|attached| attached.draining.is_some_and(|d| d.look_at <= now));
-        self.devices = rest;
-        for mut attached in due {
-            let Some(mut draining) = attached.draining else {
-                continue;
-            };
-            let empty = self.is_empty(&attached.device) || draining.over_at <= now;
-            if empty && (draining.was_empty || attached.device.detour.is_none()) {
-                let Err(error) = self.detach_device(&attached.device) else {
-                    continue;
-                };
-                tracing::warn!(device = %attached.device.name, %error, "failed to detach; will try again");
-            }
-            draining.was_empty = empty;
-            draining.look_at = now + DRAIN_EVERY.as_nanos() as u64;
-            attached.draining = Some(draining);
-            self.devices.push(attached);
-        }
-        self.devices
-            .iter()
-            .filter_map(|attached| attached.draining.map(|d| d.look_at))
-            .min()
-    }
-
-    /// Whether no packet waits in the detour. One that cannot be asked counts as not empty: then
-    /// the longest delay is waited for.
-    fn is_empty(&self, device: &Device) -> bool {
-        match self.namespace(device.netns_inode, Path::new("")) {
-            Some(namespace) => TcEgress::waiting_in(&namespace, device).is_ok_and(|n| n == 0),
-            None => true,
-        }
+        self.devices.drain(&mut self.maps)
     }
 
     /// Whether this fault has left anything in the kernel, its device included.
@@ -490,10 +338,7 @@ impl Executor {
             }) {
                 return Ok(Some("an entry of its target"));
             }
-            let draining = |attached: &Attached| {
-                u64::from(attached.device.slot) == rule.key && attached.draining.is_some()
-            };
-            if rule.mechanism == MechanismName::TcEgress && self.devices.iter().any(draining) {
+            if rule.mechanism == MechanismName::TcEgress && self.devices.is_draining(rule.key) {
                 return Ok(Some("packets on the way"));
             }
         }
@@ -579,10 +424,7 @@ impl Executor {
 
     /// Devices that are attached to, for the journal.
     pub fn devices(&self) -> Vec<Device> {
-        self.devices
-            .iter()
-            .map(|attached| attached.device.clone())
-            .collect()
+        self.devices.list()
     }
 
     /// Detaches everything from everywhere, waiting for nothing.
@@ -590,35 +432,11 @@ impl Executor {
     /// # Errors
     /// The first failure; the rest is tried all the same.
     pub fn detach_all(&mut self) -> Result<(), MechanismError> {
-        let mut result = Ok(());
-        for attached in std::mem::take(&mut self.devices) {
-            result = result.and(self.detach_device(&attached.device));
-        }
-        if let Some(cgroup_drop) = &mut self.cgroup_drop {
-            result = result.and(cgroup_drop.detach());
-        }
-        result
+        let devices = self.devices.detach_all(&mut self.maps);
+        devices.and(self.cgroup_drop.as_mut().map_or(Ok(()), CgroupDrop::detach))
     }
 
-    fn detach_device(&mut self, device: &Device) -> Result<(), MechanismError> {
-        let map = |source| MechanismError::Map {
-            map: "DEVICE_TARGETS",
-            source,
-        };
-        if let Some(namespace) = self.namespace(device.netns_inode, Path::new("")) {
-            TcEgress::detach_in(&namespace, device)?;
-        }
-        // Only now: packets that came out of the detour needed it.
-        self.maps
-            .remove_target(TargetKind::Device, u64::from(device.slot))
-            .map_err(map)
-    }
-
-    fn namespace(&self, inode: u64, likely: &Path) -> Option<PathBuf> {
-        netns::find(&self.proc_root, inode, likely)
-    }
-
-    /// Slot of the device that the effect acts on; a new record if it is the first time.
+    /// Slot of the device that the effect acts on.
     fn device(
         &mut self,
         found: &Resolved,
@@ -631,56 +449,7 @@ impl Executor {
             .as_deref()
             .ok_or_else(|| ArmError::NoProcess(record.to_owned()))?;
         let (ifindex, name) = TcEgress::find_device(namespace, effect.device.as_deref(), pod)?;
-        let same = |attached: &&Attached| {
-            (attached.device.netns_inode, attached.device.ifindex) == (found.netns_inode, ifindex)
-        };
-        if let Some(attached) = self.devices.iter().find(same) {
-            return Ok(attached.device.slot);
-        }
-        let slot = Slots(self.devices.iter().map(|attached| attached.device.slot)).free()?;
-        self.devices.push(Attached {
-            device: Device {
-                netns_inode: found.netns_inode,
-                ifindex,
-                name,
-                slot,
-                clsact_is_ours: false,
-                detour: None,
-                longest_delay: Duration::ZERO,
-            },
-            draining: None,
-        });
-        Ok(slot)
-    }
-
-    fn attach_device(
-        &mut self,
-        armed: &Armed,
-        slot: u64,
-        effect: &NetworkEffect,
-    ) -> Result<(), ArmError> {
-        let gone = || MechanismError::Target("the target's network namespace is gone".into());
-        let namespace = armed
-            .place
-            .netns
-            .as_deref()
-            .and_then(|likely| self.namespace(armed.place.netns_inode, likely))
-            .ok_or_else(gone)?;
-        let attached = self
-            .devices
-            .iter_mut()
-            .find(|attached| u64::from(attached.device.slot) == slot)
-            .ok_or_else(gone)?;
-        let program = self
-            .tc_egress
-            .as_ref()
-            .ok_or(crate::kernel::objects::LoadError::Absent);
-        let program = program.map_err(MechanismError::from)?;
-        let device = &mut attached.device;
-        device.longest_delay = device.longest_delay.max(effect.delay.unwrap_or_default());
-        program.attach_in(&namespace, device, effect.delay.is_some())?;
-        attached.draining = None;
-        Ok(())
+        self.devices.slot(found.netns_inode, ifindex, name)
     }
 
     /// The target's entry as it is, or as it begins.
@@ -689,16 +458,8 @@ impl Executor {
             .maps
             .target(rule.mechanism.into(), rule.key)?
             .unwrap_or_default();
-        if rule.mechanism == MechanismName::TcEgress
-            && let Some(attached) = self
-                .devices
-                .iter()
-                .find(|attached| u64::from(attached.device.slot) == rule.key)
-        {
-            let (detour_in, detour_out) = attached.device.detour.unwrap_or_default();
-            target.device = attached.device.ifindex;
-            target.detour_in = detour_in;
-            target.detour_out = detour_out;
+        if rule.mechanism == MechanismName::TcEgress {
+            self.devices.describe(rule.key, &mut target);
         }
         Ok(target)
     }

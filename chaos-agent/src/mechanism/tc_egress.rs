@@ -170,16 +170,15 @@ impl TcEgress {
                 if before.detour.is_none() {
                     drop(remove_detour(&mut netlink, device));
                 }
-                if before.clsact_is_ours != device.clsact_is_ours {
-                    drop(detach(&mut netlink, device));
-                }
             }
             attached
         })
     }
 
-    /// Removes the filter, the detour and, if it was ours and nobody else uses it, clsact; then
-    /// reads back that they are gone.
+    /// Removes the filter and the detour, then reads back that they are gone. An empty clsact
+    /// stays: removing one makes the kernel take the whole device down for a moment
+    /// (`dev_deactivate` in `qdisc_graft`, net/sched/sch_api.c), and the target's packets of that
+    /// moment are lost. [`Self::remove_clsact_in`] does it when nobody minds.
     ///
     /// # Errors
     /// What the kernel answers, or what is still there.
@@ -188,7 +187,9 @@ impl TcEgress {
         netns::within(namespace, || {
             let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
             // The filter first: nothing may go into a detour that is being removed.
-            detach(&mut netlink, &device)?;
+            netlink
+                .delete_filter(device.ifindex, Hook::Egress)
+                .map_err(io_error(format!("remove the filter from {}", device.name)))?;
             remove_detour(&mut netlink, &mut device)?;
             let left = netlink
                 .has_filter(device.ifindex, Hook::Egress)
@@ -200,6 +201,22 @@ impl TcEgress {
                 )));
             }
             Ok(())
+        })
+    }
+
+    /// Removes clsact if it was ours and nobody else has a filter in it.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn remove_clsact_in(namespace: &Path, device: &Device) -> Result<(), MechanismError> {
+        if !device.clsact_is_ours {
+            return Ok(());
+        }
+        netns::within(namespace, || {
+            Netlink::open()
+                .and_then(|mut netlink| netlink.delete_clsact_if_empty(device.ifindex))
+                .map(drop)
+                .map_err(io_error(format!("remove clsact from {}", device.name)))
         })
     }
 
@@ -310,18 +327,6 @@ fn detour_names(slot: u16) -> [String; 2] {
 fn is_detour(name: &str) -> bool {
     name.strip_prefix("faultline")
         .is_some_and(|rest| rest.trim_end_matches(['a', 'b']).parse::<u16>().is_ok())
-}
-
-fn detach(netlink: &mut Netlink, device: &Device) -> Result<(), MechanismError> {
-    netlink
-        .delete_filter(device.ifindex, Hook::Egress)
-        .map_err(io_error(format!("remove the filter from {}", device.name)))?;
-    if device.clsact_is_ours {
-        netlink
-            .delete_clsact_if_empty(device.ifindex)
-            .map_err(io_error(format!("remove clsact from {}", device.name)))?;
-    }
-    Ok(())
 }
 
 fn remove_detour(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {

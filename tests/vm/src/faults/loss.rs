@@ -83,6 +83,7 @@ fn a_seeded_loss_takes_the_packets_that_the_model_says() -> Result<()> {
             "lost after recovery: {:?}",
             probes.lost_seqs()
         );
+        drop(host);
         ensure!(
             pair.a.qdiscs()? == pair.b.qdiscs()?,
             "{:?}",

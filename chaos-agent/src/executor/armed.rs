@@ -1,0 +1,84 @@
+//! What is remembered of a fault that the kernel holds. The journal writes it as it is.
+
+use std::path::PathBuf;
+
+use chaos_planner::capabilities::Mechanism;
+use chaos_planner::fault::Fault;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::maps::TargetKind;
+
+/// A fault that the kernel holds, with all that is needed to remove it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Armed {
+    /// What was asked.
+    pub fault: Fault,
+    /// What its rules say, CLOCK_MONOTONIC nanoseconds.
+    pub deadline_ns: u64,
+    /// When it was armed, CLOCK_MONOTONIC nanoseconds.
+    pub armed_ns: u64,
+    /// Its rules, one per mechanism.
+    pub rules: Vec<ArmedRule>,
+    /// Its set in `PEERS`; 0 without one.
+    pub peer_set: u32,
+    /// Where its target was found.
+    pub place: Place,
+    /// Seed of its draws.
+    pub seed: u64,
+}
+
+/// Where a target was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Cgroup id.
+    pub cgroup_id: u64,
+    /// Levels below the root of the hierarchy.
+    pub depth: u32,
+    /// Namespace file of one of its processes; may be stale.
+    pub netns: Option<PathBuf>,
+    /// Inode of its network namespace; 0 without one.
+    pub netns_inode: u64,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArmedRule {
+    /// Stem of its mechanism.
+    pub mechanism: MechanismName,
+    /// Key of its target.
+    pub key: u64,
+    /// Index into `RULES`.
+    pub id: u32,
+    /// Which life of that slot.
+    pub generation: u32,
+    /// What the kernel was told, without deadline.
+    pub ifindex: u32,
+}
+
+/// [`Mechanism`] as the journal writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MechanismName {
+    /// [`Mechanism::CgroupDrop`]
+    CgroupDrop,
+    /// [`Mechanism::TcEgress`]
+    TcEgress,
+}
+
+impl From<MechanismName> for Mechanism {
+    fn from(name: MechanismName) -> Self {
+        match name {
+            MechanismName::CgroupDrop => Self::CgroupDrop,
+            MechanismName::TcEgress => Self::TcEgress,
+        }
+    }
+}
+
+impl From<MechanismName> for TargetKind {
+    fn from(name: MechanismName) -> Self {
+        match name {
+            MechanismName::CgroupDrop => Self::Cgroup,
+            MechanismName::TcEgress => Self::Device,
+        }
+    }
+}

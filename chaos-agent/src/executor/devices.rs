@@ -1,0 +1,241 @@
+//! The devices that filters are attached to: from the first rule on one until its last packet has
+//! come out of the detour.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::maps::MapError;
+use chaos_abi::network::Target;
+
+use super::allocate::Slots;
+use super::{ArmError, MechanismName, Place};
+use crate::executor::Armed;
+use crate::kernel::maps::{Pinned, TargetKind};
+use crate::kernel::objects::LoadError;
+use crate::kernel::{clock, netns};
+use crate::mechanism::MechanismError;
+use crate::mechanism::tc_egress::{Device, TcEgress};
+
+/// How often the detour of a device is looked at until its packets have arrived: twice empty in a
+/// row, because one that has just left the queue is still on its way out.
+const DRAIN_EVERY: Duration = Duration::from_millis(40);
+
+/// How far a device is.
+#[derive(Clone, Copy)]
+enum Use {
+    /// Rules are armed on it, or about to be.
+    Armed,
+    /// No rule any more; packets may still wait. CLOCK_MONOTONIC nanoseconds.
+    Draining {
+        look_at: u64,
+        /// No packet can be waiting any more, whatever the queue says.
+        over_at: u64,
+        was_empty: bool,
+    },
+    /// Nothing of ours is left on it but an empty clsact.
+    Resting,
+}
+
+struct Attached {
+    device: Device,
+    used: Use,
+}
+
+/// All of them.
+pub(super) struct Devices {
+    all: Vec<Attached>,
+    programs: Option<TcEgress>,
+    proc_root: PathBuf,
+}
+
+impl Devices {
+    /// `known` are those that a predecessor attached to.
+    pub(super) fn new(programs: Option<TcEgress>, proc_root: PathBuf, known: Vec<Device>) -> Self {
+        let all = known
+            .into_iter()
+            .map(|device| Attached {
+                device,
+                used: Use::Armed,
+            })
+            .collect();
+        Self {
+            all,
+            programs,
+            proc_root,
+        }
+    }
+
+    /// For the journal.
+    pub(super) fn list(&self) -> Vec<Device> {
+        self.all.iter().map(|a| a.device.clone()).collect()
+    }
+
+    /// Slot of this device; a new record if it is the first time.
+    pub(super) fn slot(
+        &mut self,
+        netns_inode: u64,
+        ifindex: u32,
+        name: String,
+    ) -> Result<u16, ArmError> {
+        let same =
+            |a: &&Attached| (a.device.netns_inode, a.device.ifindex) == (netns_inode, ifindex);
+        if let Some(attached) = self.all.iter().find(same) {
+            return Ok(attached.device.slot);
+        }
+        let slot = Slots(self.all.iter().map(|a| a.device.slot)).free()?;
+        self.all.push(Attached {
+            device: Device {
+                netns_inode,
+                ifindex,
+                name,
+                slot,
+                clsact_is_ours: false,
+                detour: None,
+                longest_delay: Duration::ZERO,
+            },
+            used: Use::Armed,
+        });
+        Ok(slot)
+    }
+
+    /// Puts the filter there, and a detour if there is a delay.
+    pub(super) fn attach(
+        &mut self,
+        slot: u64,
+        place: &Place,
+        delay: Option<Duration>,
+    ) -> Result<(), MechanismError> {
+        let gone = || MechanismError::Target("the target's network namespace is gone".into());
+        let likely = place.netns.as_deref().ok_or_else(gone)?;
+        let namespace = netns::find(&self.proc_root, place.netns_inode, likely).ok_or_else(gone)?;
+        let attached = self
+            .all
+            .iter_mut()
+            .find(|a| u64::from(a.device.slot) == slot)
+            .ok_or_else(gone)?;
+        let programs = self.programs.as_ref().ok_or(LoadError::Absent)?;
+        let device = &mut attached.device;
+        device.longest_delay = device.longest_delay.max(delay.unwrap_or_default());
+        programs.attach_in(&namespace, device, delay.is_some())?;
+        attached.used = Use::Armed;
+        Ok(())
+    }
+
+    /// Writes where a device and its detour are into its target.
+    pub(super) fn describe(&self, slot: u64, target: &mut Target) {
+        if let Some(a) = self.all.iter().find(|a| u64::from(a.device.slot) == slot) {
+            let (detour_in, detour_out) = a.device.detour.unwrap_or_default();
+            target.device = a.device.ifindex;
+            target.detour_in = detour_in;
+            target.detour_out = detour_out;
+        }
+    }
+
+    /// Whether packets may still be on the way through the detour of this device.
+    pub(super) fn is_draining(&self, slot: u64) -> bool {
+        self.all
+            .iter()
+            .any(|a| u64::from(a.device.slot) == slot && matches!(a.used, Use::Draining { .. }))
+    }
+
+    /// Devices without rules begin to drain; those whose namespace is gone are forgotten.
+    pub(super) fn settle(&mut self, all: &[&Armed]) {
+        let now = clock::now_ns();
+        let proc_root = &self.proc_root;
+        self.all.retain_mut(|a| {
+            let slot = u64::from(a.device.slot);
+            let rules = all.iter().flat_map(|armed| &armed.rules);
+            let armed = rules
+                .filter(|rule| rule.mechanism == MechanismName::TcEgress)
+                .any(|rule| rule.key == slot);
+            a.used = match a.used {
+                _ if armed => Use::Armed,
+                Use::Armed => Use::Draining {
+                    look_at: now,
+                    over_at: now + nanos(a.device.longest_delay + Duration::from_secs(1)),
+                    was_empty: false,
+                },
+                used => used,
+            };
+            !matches!(a.used, Use::Resting) || namespace(proc_root, &a.device).is_some()
+        });
+    }
+
+    /// Detaches from devices whose packets have all arrived; returns when to look again.
+    pub(super) fn drain(&mut self, maps: &mut Pinned) -> Option<u64> {
+        let now = clock::now_ns();
+        let proc_root = &self.proc_root;
+        self.all.retain_mut(|a| {
+            let Use::Draining { look_at, over_at, was_empty } = a.used else { return true };
+            if look_at > now {
+                return true;
+            }
+            let is_empty = over_at <= now || is_empty(proc_root, &a.device);
+            if is_empty && (was_empty || a.device.detour.is_none()) {
+                match detach(proc_root, &a.device, maps) {
+                    Ok(()) => {
+                        a.device.detour = None;
+                        a.device.longest_delay = Duration::ZERO;
+                        a.used = Use::Resting;
+                        return a.device.clsact_is_ours;
+                    }
+                    Err(error) => {
+                        tracing::warn!(device = %a.device.name, %error, "failed to detach; will try again");
+                    }
+                }
+            }
+            a.used = Use::Draining {
+                look_at: now + nanos(DRAIN_EVERY),
+                over_at,
+                was_empty: is_empty,
+            };
+            true
+        });
+        let looks = self.all.iter().filter_map(|a| match a.used {
+            Use::Draining { look_at, .. } => Some(look_at),
+            _ => None,
+        });
+        looks.min()
+    }
+
+    /// Detaches from all, waiting for nothing, and removes what was left resting.
+    pub(super) fn detach_all(&mut self, maps: &mut Pinned) -> Result<(), MechanismError> {
+        let mut result = Ok(());
+        for Attached { device, .. } in std::mem::take(&mut self.all) {
+            result = result.and(detach(&self.proc_root, &device, maps));
+            if let Some(namespace) = namespace(&self.proc_root, &device) {
+                result = result.and(TcEgress::remove_clsact_in(&namespace, &device));
+            }
+        }
+        result
+    }
+}
+
+fn detach(proc_root: &Path, device: &Device, maps: &mut Pinned) -> Result<(), MechanismError> {
+    if let Some(namespace) = namespace(proc_root, device) {
+        TcEgress::detach_in(&namespace, device)?;
+    }
+    // Only now: packets that came out of the detour needed it.
+    maps.remove_target(TargetKind::Device, u64::from(device.slot))
+        .map_err(|source: MapError| MechanismError::Map {
+            map: "DEVICE_TARGETS",
+            source,
+        })
+}
+
+/// Whether no packet waits in the detour. One that cannot be asked counts as not empty: then the
+/// longest delay is waited for.
+fn is_empty(proc_root: &Path, device: &Device) -> bool {
+    match namespace(proc_root, device) {
+        Some(namespace) => TcEgress::waiting_in(&namespace, device).is_ok_and(|n| n == 0),
+        None => true,
+    }
+}
+
+fn namespace(proc_root: &Path, device: &Device) -> Option<PathBuf> {
+    netns::find(proc_root, device.netns_inode, Path::new(""))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
