@@ -36,6 +36,8 @@ pub use live::{LiveNode, open};
 pub trait NodePort {
     /// What this node can do.
     fn capabilities(&self) -> &Capabilities;
+    /// What a predecessor armed, and for whom. None of these clients is connected yet.
+    fn adopted(&self) -> Vec<(Owner, Fault)>;
     /// Replaces what `owner` wants; `reconcile` does the work.
     fn set_desired(&mut self, owner: Owner, faults: Vec<Fault>);
     /// The client of this owner is gone: its faults go on until their own ends.

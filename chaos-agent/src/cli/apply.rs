@@ -350,9 +350,10 @@ fn notes(
     }
     let processes: usize = resolved.containers.iter().map(|c| c.pids.len()).sum();
     let cgroup = resolved.pod_cgroup.display();
+    let plural = if processes == 1 { "" } else { "es" };
     context
         .out
-        .say(format!("target: {cgroup}, {processes} processes"))?;
+        .say(format!("target: {cgroup}, {processes} process{plural}"))?;
     if processes == 0 {
         output::warn("there is no process in it now; those that are started in it later are hit");
     } else if target.container.is_none() {

@@ -139,15 +139,10 @@ fn objects(rows: Vec<Row>) -> Vec<Map<String, Value>> {
 
 /// All rows have the same fields.
 fn table(rows: &[Row]) -> Table {
-    let head: Vec<&'static str> = rows
-        .first()
-        .into_iter()
-        .flatten()
-        .map(|(name, _)| *name)
-        .collect();
+    let head = rows.first().into_iter().flatten().map(|(name, _)| *name);
     let mut table = Table::new(head).or_say("no element is in use");
     for row in rows {
-        table.row(row.iter().map(|(_, value)| match value {
+        table.whole_row(row.iter().map(|(_, value)| match value {
             Value::String(text) => text.clone(),
             Value::Null => "-".to_owned(),
             other => other.to_string(),

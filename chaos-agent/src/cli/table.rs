@@ -5,16 +5,16 @@ use std::fmt;
 /// A table with a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     rows: Vec<Vec<String>>,
     empty: &'static str,
     notes: Vec<String>,
 }
 
 impl Table {
-    pub(super) fn new(head: impl Into<Vec<&'static str>>) -> Self {
+    pub(super) fn new<'a>(head: impl IntoIterator<Item = &'a str>) -> Self {
         Self {
-            head: head.into(),
+            head: head.into_iter().map(str::to_uppercase).collect(),
             rows: Vec::new(),
             empty: "",
             notes: Vec::new(),
@@ -25,6 +25,11 @@ impl Table {
     pub(super) fn or_say(mut self, text: &'static str) -> Self {
         self.empty = text;
         self
+    }
+
+    /// Cells that are as long as they are.
+    pub(super) fn whole_row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
     }
 
     /// Cells of several lines, or very long ones (a verifier's log), are cut: `--json` has them
@@ -63,7 +68,7 @@ impl fmt::Display for Table {
                 }
                 writeln!(f, "{}", text.trim_end())
             };
-            line(self.head.clone())?;
+            line(self.head.iter().map(String::as_str).collect())?;
             for row in &self.rows {
                 line(row.iter().map(String::as_str).collect())?;
             }

@@ -65,6 +65,22 @@ struct Client {
     told: Option<(ObservedSet, Instant)>,
 }
 
+impl Client {
+    /// One whose faults were adopted from a predecessor.
+    fn absent() -> Self {
+        Self {
+            session: 0,
+            generation: 0,
+            settled: 0,
+            faults: Vec::new(),
+            received: Instant::now(),
+            refused: Vec::new(),
+            answers: None,
+            told: None,
+        }
+    }
+}
+
 struct Waiter {
     ids: Vec<FaultId>,
     /// What is desired stays in sight after a panic, as not armed.
@@ -85,10 +101,18 @@ pub(super) struct Desk<P> {
 
 impl<P: NodePort> Desk<P> {
     pub(super) fn new(name: &str, port: P) -> Self {
+        let mut clients: BTreeMap<Owner, Client> = BTreeMap::new();
+        for (owner, fault) in port.adopted() {
+            clients
+                .entry(owner)
+                .or_insert_with(Client::absent)
+                .faults
+                .push(fault);
+        }
         Self {
             name: name.to_owned(),
             port,
-            clients: BTreeMap::new(),
+            clients,
             held: BTreeSet::new(),
             waiters: Vec::new(),
             reports: Vec::new(),
@@ -266,25 +290,6 @@ impl<P: NodePort> Desk<P> {
             );
             let _ = reply.send(Err(reason));
             return;
-        }
-        let desired = |id: &FaultId| {
-            self.clients
-                .values()
-                .any(|client| client.faults.iter().any(|f| f.id == *id))
-        };
-        // A predecessor armed them, and the client that asked for them has not come back yet.
-        if !ids.iter().all(desired) {
-            if matches!(which, Which::Named(_)) {
-                let reason = "it was armed before this agent started and its client has not come \
-                              back yet, so it cannot be taken off alone; wait for the client, or \
-                              use `chaos-agent recover --all`";
-                let _ = reply.send(Err(reason.to_owned()));
-                return;
-            }
-            let operator = Owner(OPERATOR.to_owned());
-            if !self.clients.contains_key(&operator) {
-                self.port.set_desired(operator, Vec::new());
-            }
         }
         tracing::warn!(?ids, "taken off by hand");
         self.held.extend(ids.iter().cloned());

@@ -62,6 +62,15 @@ impl NodePort for FakeNode {
         &self.capabilities
     }
 
+    fn adopted(&self) -> Vec<(Owner, Fault)> {
+        let world = self.world.lock().unwrap();
+        world
+            .faults
+            .values()
+            .map(|armed| (armed.owner.clone(), armed.fault.clone()))
+            .collect()
+    }
+
     fn set_desired(&mut self, owner: Owner, faults: Vec<Fault>) {
         let mut world = self.world.lock().unwrap();
         for armed in world

@@ -18,6 +18,7 @@ use crate::node::{Node, Options, Owner};
 pub struct LiveNode {
     node: Node,
     maps: Pinned,
+    adopted: Vec<(Owner, Fault)>,
 }
 
 /// Opens the node: takes the host's lock, loads and pins the programs.
@@ -30,17 +31,34 @@ pub fn open(options: Options) -> anyhow::Result<LiveNode> {
         Journal::new(&options.run_dir, &options.proc_root).context("failed to read the boot id")?;
     let mut node = Node::open(options)?;
     let maps = Pinned::open(&bpffs).context("failed to open the maps that were just pinned")?;
-    // Whoever asked for what was adopted is not connected now; the operator will be soon.
-    let owners: BTreeSet<String> = journal.read().armed.into_iter().map(|e| e.owner).collect();
-    for owner in owners {
-        node.orphan(Owner(owner));
+    let adopted: Vec<_> = journal
+        .read()
+        .armed
+        .into_iter()
+        .map(|e| (Owner(e.owner), e.armed.fault))
+        .collect();
+    // Nobody is connected now; the operator will be soon.
+    for owner in adopted
+        .iter()
+        .map(|(owner, _)| owner)
+        .collect::<BTreeSet<_>>()
+    {
+        node.orphan(owner.clone());
     }
-    Ok(LiveNode { node, maps })
+    Ok(LiveNode {
+        node,
+        maps,
+        adopted,
+    })
 }
 
 impl NodePort for LiveNode {
     fn capabilities(&self) -> &Capabilities {
         self.node.capabilities()
+    }
+
+    fn adopted(&self) -> Vec<(Owner, Fault)> {
+        self.adopted.clone()
     }
 
     fn set_desired(&mut self, owner: Owner, faults: Vec<Fault>) {

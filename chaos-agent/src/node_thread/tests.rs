@@ -316,3 +316,30 @@ fn a_node_that_cannot_be_opened_says_why() {
     let error = spawn::<FakeNode>("node-1", || anyhow::bail!("no bpffs")).unwrap_err();
     assert_eq!(error.to_string(), "no bpffs");
 }
+
+#[tokio::test]
+async fn what_a_predecessor_left_has_owners_again_and_is_forgotten_when_it_is_over() {
+    let mut left = FakeNode::new();
+    let short = Lifetime::For(Duration::from_millis(200));
+    for (owner, id, lifetime) in [
+        ("operator", "a", FOREVER),
+        ("local:9.1", "b", short),
+        ("local:9.2", "c", FOREVER),
+    ] {
+        left.set_desired(Owner(owner.to_owned()), vec![partition(id, id, lifetime)]);
+    }
+    left.reconcile();
+    let node = spawn("node-1", move || Ok(left)).unwrap();
+    assert_eq!(node.report().await.unwrap().faults.len(), 3);
+    // By name, though nobody is connected.
+    let done = node.recover(Which::Named("c".to_owned())).await.unwrap();
+    assert_eq!((done.ids, done.left.len()), (vec!["c".to_owned()], 0));
+    for _ in 0..100 {
+        let faults = node.report().await.unwrap().faults;
+        if faults.iter().map(|fault| fault.id.as_str()).eq(["a"]) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the fault of a command line that is over is forgotten");
+}

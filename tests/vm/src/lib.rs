@@ -67,6 +67,8 @@ mod checks;
 #[cfg(feature = "guest")]
 pub mod clock;
 #[cfg(feature = "guest")]
+mod command_line;
+#[cfg(feature = "guest")]
 mod faults;
 #[cfg(feature = "guest")]
 pub mod kmsg;

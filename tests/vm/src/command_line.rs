@@ -1,0 +1,349 @@
+//! `chaos-agent` as somebody at the node uses it: with and without a daemon, and after one that was
+//! killed. What the faults themselves do is tested in `faults`.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::cgroup::Cgroup;
+use crate::clock::Stamp;
+use crate::netns::{Pair, loopback_up};
+use crate::process::Place;
+use crate::program::{Finished, Program, Running, Scratch};
+use crate::udp::{Echo, Prober, Probing};
+use crate::vm_test;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn document(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata:\n  name: {name}\n\
+         spec:\n{spec}"
+    )
+}
+
+/// Two namespaces, and a prober in the target's cgroup.
+struct Stage {
+    pair: Pair,
+    cgroup: Cgroup,
+    _echo: Echo,
+    files: Scratch,
+}
+
+impl Stage {
+    fn new() -> Result<Stage> {
+        let pair = Pair::new()?;
+        let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+        Ok(Stage {
+            pair,
+            cgroup: Cgroup::new()?,
+            _echo,
+            files: Scratch::new()?,
+        })
+    }
+
+    fn probe(&self) -> Result<Prober> {
+        let place = Place::host()
+            .in_namespace(&self.pair.a)
+            .in_cgroup(&self.cgroup);
+        Prober::start(place, &Probing::of(Pair::B4).per_second(50))
+    }
+
+    fn apply(&self, name: &str, spec: &str) -> Result<Program> {
+        let file = self.files.file(name, &document(name, spec))?;
+        let (file, cgroup) = (
+            file.display().to_string(),
+            self.cgroup.path().display().to_string(),
+        );
+        Ok(Program::agent(["apply", "-f", &file, "--cgroup", &cgroup]))
+    }
+}
+
+/// What a user would see, for the console of the machine.
+#[expect(
+    clippy::print_stderr,
+    reason = "the runner keeps it beside the outcome"
+)]
+fn show(text: std::fmt::Arguments<'_>) {
+    eprintln!("{text}");
+}
+
+fn agent<const N: usize>(args: [&str; N]) -> Result<Finished> {
+    Program::agent(args).within(PATIENCE).run()
+}
+
+const METRICS: &str = "127.0.0.1:31766";
+
+fn daemon() -> Result<Running> {
+    loopback_up()?;
+    let args = ["run", "--node-name", "vm", "--metrics", METRICS];
+    let mut daemon = Program::agent(args).start(Place::host())?;
+    daemon.wait_for("ready", PATIENCE)?;
+    Ok(daemon)
+}
+
+/// The faults that `faults --json` lists.
+fn faults() -> Result<Vec<Value>> {
+    let listed = agent(["faults", "--json"])?;
+    ensure!(listed.status.success(), "{listed}");
+    listed.json()
+}
+
+/// A page of the daemon's.
+fn get(path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(METRICS).context("no metrics")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn nothing_is_pinned() -> Result<()> {
+    let pins = Path::new("/sys/fs/bpf/faultline");
+    ensure!(!pins.exists(), "{} is still there", pins.display());
+    Ok(())
+}
+
+vm_test!(doctor_tries_each_mechanism_and_leaves_nothing, limit = 60);
+fn doctor_tries_each_mechanism_and_leaves_nothing() -> Result<()> {
+    let table = agent(["doctor"])?;
+    show(format_args!("{table}"));
+    let said: Value = agent(["doctor", "--json"])?.json()?;
+    let mechanisms = said["mechanisms"].as_array().context("no mechanisms")?;
+    ensure!(mechanisms.len() == 2, "{said}");
+    let all = mechanisms.iter().all(|m| m["supported"] == true);
+    ensure!(all && table.status.success(), "{said}");
+    nothing_is_pinned()
+}
+
+vm_test!(apply_alone_ends_at_its_deadline_and_cleans_up, limit = 90);
+fn apply_alone_ends_at_its_deadline_and_cleans_up() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let spec = "  action: delay\n  delay: {latency: 100ms}\n  duration: 4s\n";
+    let mut apply = stage.apply("slow", spec)?.start(Place::host())?;
+    apply.wait_for("armed by tc_egress", PATIENCE)?;
+    let armed = Stamp::now();
+    // The same process serves the other commands meanwhile.
+    let listed = faults()?;
+    ensure!(
+        listed.len() == 1 && listed[0]["name"] == "slow",
+        "{listed:?}"
+    );
+    let status = apply.wait(PATIENCE)?;
+    let ended = Stamp::now();
+    show(format_args!("{}{}", apply.stdout(), apply.stderr()));
+    ensure!(status.success(), "{status}");
+    ensure!(
+        apply.stdout().contains("ended at its deadline"),
+        "why it ended"
+    );
+    ensure!(
+        apply.stdout().contains("recovered, kernel verified clean"),
+        "the verdict"
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    let probes = prober.stop()?;
+    let during = probes.between(armed, ended).there().median()?;
+    ensure!(
+        (99..130).contains(&during.as_millis()),
+        "delayed by {during:?}"
+    );
+    let after = probes.after(ended).there().median()?;
+    ensure!(after.as_millis() < 30, "{after:?} after the end");
+    ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
+    nothing_is_pinned()
+}
+
+vm_test!(a_signal_ends_apply_and_its_fault, limit = 60);
+fn a_signal_ends_apply_and_its_fault() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let mut apply = stage
+        .apply("apart", "  action: partition\n")?
+        .start(Place::host())?;
+    apply.wait_for("armed by cgroup_drop, until Ctrl-C", PATIENCE)?;
+    let armed = Stamp::now();
+    std::thread::sleep(Duration::from_secs(1));
+    apply.signal(Signal::SIGINT)?;
+    let status = apply.wait(PATIENCE)?;
+    let ended = Stamp::now();
+    show(format_args!("{}{}", apply.stdout(), apply.stderr()));
+    ensure!(status.success(), "{status}");
+    std::thread::sleep(Duration::from_millis(500));
+    let probes = prober.stop()?;
+    let during = probes.between(armed, armed + Duration::from_millis(900));
+    ensure!(
+        during.refused(nix::errno::Errno::EPERM) == during.len(),
+        "{during:?}"
+    );
+    let after = probes.after(ended);
+    ensure!(
+        after.len() > 5 && after.answered() == after.len(),
+        "{after:?}"
+    );
+    nothing_is_pinned()
+}
+
+vm_test!(a_bad_document_is_answered_by_file_and_line, limit = 30);
+fn a_bad_document_is_answered_by_file_and_line() -> Result<()> {
+    let stage = Stage::new()?;
+    let refused = stage
+        .apply("typo", "  action: delay\n  delay: {latenzy: 100ms}\n")?
+        .run()?;
+    show(format_args!("{refused}"));
+    ensure!(refused.status.code() == Some(1), "{refused}");
+    ensure!(
+        refused
+            .stderr
+            .contains("typo:7: spec.delay.latenzy: 100ms:"),
+        "{refused}"
+    );
+    let usage = agent(["apply"])?;
+    ensure!(usage.status.code() == Some(2), "{usage}");
+    nothing_is_pinned()
+}
+
+vm_test!(the_daemon_holds_what_apply_asks_for, limit = 90);
+fn the_daemon_holds_what_apply_asks_for() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let mut daemon = daemon()?;
+    let mut apply = stage
+        .apply("lossy", "  action: loss\n  loss: {loss: '100'}\n")?
+        .start(Place::host())?;
+    apply.wait_for("armed by tc_egress", PATIENCE)?;
+    show(format_args!("{}", agent(["faults"])?));
+    show(format_args!("{}", agent(["maps", "list"])?));
+    show(format_args!("{}", agent(["maps", "dump", "RULES"])?));
+    show(format_args!(
+        "{}",
+        agent(["maps", "dump", "DEVICE_TARGETS", "--raw"])?
+    ));
+    let recovered = agent(["recover", "lossy"])?;
+    show(format_args!("{recovered}"));
+    ensure!(recovered.status.success(), "{recovered}");
+    ensure!(faults()?.is_empty(), "it is off");
+    let status = apply.wait(PATIENCE)?;
+    show(format_args!("{}{}", apply.stdout(), apply.stderr()));
+    ensure!(status.success(), "{status}");
+    ensure!(
+        apply
+            .stdout()
+            .contains("taken off by `chaos-agent recover`"),
+        "why it ended"
+    );
+    let off = Stamp::now();
+    std::thread::sleep(Duration::from_millis(500));
+    let after = prober.stop()?.after(off);
+    ensure!(after.len() > 5 && after.lost() == 0, "{after:?}");
+    // What ended is still counted.
+    let metrics = get("/metrics")?;
+    let hits = metrics.lines().find(|line| {
+        line.starts_with("faultline_hits_total{") && line.contains("outcome=\"injected\"")
+    });
+    let hits = hits.with_context(|| format!("no hits in {metrics}"))?;
+    show(format_args!("{hits}"));
+    ensure!(
+        hits.contains("name=\"lossy\",mechanism=\"tc_egress\"") && !hits.ends_with(" 0"),
+        "{hits}"
+    );
+    ensure!(get("/readyz")?.starts_with("HTTP/1.1 200"), "ready");
+    daemon.signal(Signal::SIGTERM)?;
+    ensure!(daemon.wait(PATIENCE)?.success(), "it stops when told to");
+    let purged = agent(["recover", "--purge"])?;
+    show(format_args!("{purged}"));
+    ensure!(purged.status.success(), "{purged}");
+    nothing_is_pinned()
+}
+
+vm_test!(the_commands_work_after_the_daemon_was_killed, limit = 90);
+fn the_commands_work_after_the_daemon_was_killed() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let mut daemon = daemon()?;
+    let spec = "  action: partition\n  duration: 60s\n";
+    let mut apply = stage.apply("apart", spec)?.start(Place::host())?;
+    apply.wait_for("armed by cgroup_drop", PATIENCE)?;
+    daemon.crash()?;
+    ensure!(
+        !apply.wait(PATIENCE)?.success(),
+        "it cannot vouch for the fault any more"
+    );
+    show(format_args!("{}", apply.stderr()));
+    let listed = faults()?;
+    ensure!(
+        listed.len() == 1 && listed[0]["name"] == "apart",
+        "{listed:?}"
+    );
+    let held = Stamp::now();
+    std::thread::sleep(Duration::from_millis(500));
+    let panicked = agent(["panic"])?;
+    show(format_args!("{panicked}"));
+    ensure!(panicked.status.success(), "{panicked}");
+    let off = Stamp::now();
+    std::thread::sleep(Duration::from_millis(500));
+    let probes = prober.stop()?;
+    let during = probes.between(held, held + Duration::from_millis(400));
+    ensure!(!during.is_empty() && during.answered() == 0, "{during:?}");
+    let after = probes.after(off);
+    ensure!(
+        after.len() > 5 && after.answered() == after.len(),
+        "{after:?}"
+    );
+
+    // Nothing is armed while the halt is in force.
+    let refused = stage.apply("again", spec)?.run()?;
+    ensure!(
+        !refused.status.success() && refused.stderr.contains("panic"),
+        "{refused}"
+    );
+    ensure!(agent(["panic", "--resume"])?.status.success(), "resumed");
+    let purged = agent(["recover", "--purge"])?;
+    ensure!(purged.status.success(), "{purged}");
+    ensure!(faults()?.is_empty(), "nothing is left");
+    nothing_is_pinned()
+}
+
+vm_test!(a_new_daemon_goes_on_with_what_the_old_one_left, limit = 90);
+fn a_new_daemon_goes_on_with_what_the_old_one_left() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let mut old = daemon()?;
+    let spec = "  action: partition\n  duration: 8s\n";
+    let mut apply = stage.apply("apart", spec)?.start(Place::host())?;
+    apply.wait_for("armed by cgroup_drop", PATIENCE)?;
+    let armed = Stamp::now();
+    old.signal(Signal::SIGTERM)?;
+    ensure!(old.wait(PATIENCE)?.success(), "it stops when told to");
+    let new = daemon()?;
+    let listed = faults()?;
+    show(format_args!("{}", agent(["faults"])?));
+    ensure!(
+        listed.len() == 1 && listed[0]["phase"] == "Injected",
+        "{listed:?}"
+    );
+    std::thread::sleep(Duration::from_secs(8).saturating_sub(armed.elapsed()));
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(
+        faults()?.is_empty(),
+        "its deadline has passed, and nobody asks for it any more"
+    );
+    let probes = prober.stop()?;
+    let during = probes.between(armed, armed + Duration::from_millis(7000));
+    ensure!(during.answered() == 0, "no gap: {during:?}");
+    let after = probes.after(armed + Duration::from_millis(8100));
+    ensure!(
+        after.len() > 5 && after.answered() == after.len(),
+        "{after:?}"
+    );
+    drop(new);
+    ensure!(agent(["recover", "--purge"])?.status.success(), "purged");
+    nothing_is_pinned()
+}
