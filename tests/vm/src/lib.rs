@@ -69,6 +69,8 @@ pub mod clock;
 #[cfg(feature = "guest")]
 mod command_line;
 #[cfg(feature = "guest")]
+mod demo;
+#[cfg(feature = "guest")]
 mod faults;
 #[cfg(feature = "guest")]
 pub mod kmsg;

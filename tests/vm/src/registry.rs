@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::sabotage;
+use crate::{demo, sabotage};
 
 /// One test. Made by [`vm_test!`](crate::vm_test).
 pub struct Test {
@@ -30,12 +30,19 @@ impl Test {
         format!("{module}::{}", self.name)
     }
 
-    /// Those whose name contains `only`, by name. Those that must fail have to be asked for.
+    /// Those whose name contains `only`, by name. Those that must fail, and the demonstration, have
+    /// to be asked for.
     pub fn all(only: &str) -> Vec<&'static Test> {
-        let sabotage = only.starts_with(sabotage::NAME);
+        let apart = [sabotage::NAME, demo::NAME];
         let mut tests: Vec<_> = inventory::iter::<Test>()
             .filter(|t| t.full_name().contains(only))
-            .filter(|t| sabotage || !t.full_name().starts_with(sabotage::NAME))
+            .filter(|t| {
+                let is_apart = |name: &&str| t.full_name().starts_with(*name);
+                apart
+                    .iter()
+                    .find(|name| is_apart(name))
+                    .is_none_or(|name| only.starts_with(name))
+            })
             .collect();
         tests.sort_by_key(|t| t.full_name());
         tests

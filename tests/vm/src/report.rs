@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod exhibit;
+
 /// Opens each line that is meant for the host; all else on the console is for people.
 pub const MARKER: &str = "@@vm-tests ";
 

@@ -21,7 +21,7 @@ use crate::{cgroup, netns};
 pub const IN_VM: &str = "FAULTLINE_TEST_VM";
 
 /// The host reads events here, undisturbed by kernel messages.
-const EVENTS: &str = "/dev/ttyS1";
+pub(crate) const EVENTS: &str = "/dev/ttyS1";
 
 /// Where a test leaves its outcome.
 const OUTCOME: &str = "/run/vm-tests-outcome";
