@@ -227,7 +227,7 @@ impl Prober {
 
     async fn send(self, socket: Arc<UdpSocket>, every: Duration) {
         let mut ticks = interval(every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         loop {
             ticks.tick().await;
             let numbers: Vec<u32> = self.lock().probed.keys().copied().collect();

@@ -76,7 +76,7 @@ impl Nodes<'_> {
             self.time_limit,
         );
         // Nothing is worth the price of these under TCG.
-        machine.append = "mitigations=off".to_owned();
+        machine.append = "mitigations=off transparent_hugepage=never".to_owned();
         machine.cpus = self.cpus;
         machine.memory_mib = self.memory_mib;
         let read_only = |path: &Path| Drive {
