@@ -316,3 +316,12 @@ where
     api.create(&PostParams::default(), &object).await?;
     Ok(())
 }
+
+/// A field of `status.faultline`, as text; `null` if it is not there.
+pub(crate) fn shown(object: &NetworkChaos, field: &str) -> String {
+    let status = serde_json::to_value(&object.status).unwrap_or_default();
+    let value = &status["faultline"][field];
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
