@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chaos_planner::observed::Observed;
@@ -12,6 +13,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::node::Options;
 use crate::wire;
+
+/// How long an answer may take: longer than the agent itself waits for a recovery. One that is
+/// stopped (SIGSTOP, a frozen cgroup) accepts connections and says nothing.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// A daemon that answers.
 #[derive(Clone, Debug)]
@@ -48,6 +53,8 @@ impl Daemon {
             }
         }
         let channel = Endpoint::from_shared(format!("unix://{}", path.display()))?
+            .connect_timeout(ANSWER)
+            .timeout(ANSWER)
             .connect()
             .await
             .with_context(|| format!("failed to speak to the agent by {}", path.display()))?;

@@ -59,30 +59,47 @@ impl From<&Observed> for FaultRow {
 }
 
 pub(super) async fn run(context: Context) -> anyhow::Result<ExitCode> {
-    let (faults, halted) = match daemon::Daemon::find(&context.options).await? {
-        Some(daemon) => {
-            let reply = daemon
-                .local()
-                .faults(FaultsRequest {})
-                .await
-                .map_err(daemon::refused)?
-                .into_inner();
-            (daemon::observed(reply.faults), reply.halted)
-        }
-        None => match offline::maps(&context.options)? {
-            Some(maps) => {
-                output::warn(
-                    "no agent runs on this node; what follows is what the kernel holds, and it \
-                     ends by itself",
-                );
-                (offline::faults(&context.options, &maps)?, maps.halted()?)
+    let (faults, halted) = match ask(&context).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => {
+            let held = read(&context)?;
+            if !held.0.is_empty() {
+                output::warn("no agent runs on this node; each of these ends by itself");
             }
-            None => (Vec::new(), false),
-        },
+            held
+        }
+        Err(error) => {
+            output::warn(format!("{error:#}; what follows is read from the kernel"));
+            read(&context)?
+        }
     };
     let rows: Vec<FaultRow> = faults.iter().map(FaultRow::from).collect();
     context.out.result(&rows, || table(&faults, halted))?;
     Ok(ExitCode::SUCCESS)
+}
+
+type Answer = (Vec<Observed>, bool);
+
+/// What the daemon says; `None` when there is none.
+async fn ask(context: &Context) -> anyhow::Result<Option<Answer>> {
+    let Some(daemon) = daemon::Daemon::find(&context.options).await? else {
+        return Ok(None);
+    };
+    let reply = daemon
+        .local()
+        .faults(FaultsRequest {})
+        .await
+        .map_err(daemon::refused)?;
+    let reply = reply.into_inner();
+    Ok(Some((daemon::observed(reply.faults), reply.halted)))
+}
+
+/// What the pinned maps say.
+fn read(context: &Context) -> anyhow::Result<Answer> {
+    match offline::maps(&context.options)? {
+        Some(maps) => Ok((offline::faults(&context.options, &maps)?, maps.halted()?)),
+        None => Ok((Vec::new(), false)),
+    }
 }
 
 /// The same for people.

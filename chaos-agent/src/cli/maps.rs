@@ -112,8 +112,7 @@ async fn watch(context: &Context, pinned: &Pinned, interval: f64) -> anyhow::Res
         if context.out.is_json() {
             context.out.event(&objects(rows), "")?;
         } else {
-            // Home and clear below: the screen does not flicker.
-            context.out.say(format!("\x1b[H\x1b[J{}", table(&rows)))?;
+            context.out.screen(table(&rows))?;
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}

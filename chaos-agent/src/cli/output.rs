@@ -57,6 +57,19 @@ impl Output {
         }
     }
 
+    /// A page that the next one overwrites; one below the other where that cannot be done.
+    pub(super) fn screen(self, text: impl Display) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        // Home, and clear what is below: a screen that is cleared first flickers.
+        let home = if out.is_terminal() {
+            "\x1b[H\x1b[J"
+        } else {
+            ""
+        };
+        writeln!(out, "{home}{text}")?;
+        out.flush()
+    }
+
     /// A line that the next one overwrites; nothing where that cannot be done.
     pub(super) fn progress(self, text: impl Display) -> io::Result<()> {
         let mut out = io::stdout().lock();

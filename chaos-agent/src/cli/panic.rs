@@ -57,23 +57,11 @@ pub(super) async fn run(context: Context, resume: bool) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     context.out.say("every fault on this node is off")?;
-    let left = match daemon {
-        Ok(Some(daemon)) => {
-            let reply = daemon
-                .local()
-                .panic(PanicRequest {})
-                .await
-                .map_err(daemon::refused)?
-                .into_inner();
-            daemon::observed(reply.left)
-        }
-        Ok(None) => {
-            let mut node = Node::open(context.options.clone())?;
-            settle(&mut node, Instant::now() + RECOVER_TIMEOUT, is_in_kernel)
-        }
+    let left = match tidy_up(&context, daemon).await {
+        Ok(left) => left,
         Err(error) => {
             output::warn(format!(
-                "the agent was not told, it will see it by itself: {error:#}"
+                "the rules are still there and do nothing; the agent did not answer: {error:#}"
             ));
             Vec::new()
         }
@@ -83,8 +71,7 @@ pub(super) async fn run(context: Context, resume: bool) -> anyhow::Result<ExitCo
         left: left.iter().map(|fault| fault.id.clone()).collect(),
     };
     let text = match left.len() {
-        0 => "their rules are removed; nothing is armed until `chaos-agent panic --resume`"
-            .to_owned(),
+        0 => "nothing is armed until `chaos-agent panic --resume`".to_owned(),
         n => format!(
             "{n} rules are still there and do nothing; nothing is armed until `chaos-agent panic \
              --resume`"
@@ -92,6 +79,27 @@ pub(super) async fn run(context: Context, resume: bool) -> anyhow::Result<ExitCo
     };
     context.out.event(&outcome, text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has the rules removed, which do nothing any more.
+async fn tidy_up(
+    context: &Context,
+    daemon: anyhow::Result<Option<daemon::Daemon>>,
+) -> anyhow::Result<Vec<Observed>> {
+    if let Some(daemon) = daemon? {
+        let reply = daemon
+            .local()
+            .panic(PanicRequest {})
+            .await
+            .map_err(daemon::refused)?;
+        return Ok(daemon::observed(reply.into_inner().left));
+    }
+    let mut node = Node::open(context.options.clone())?;
+    Ok(settle(
+        &mut node,
+        Instant::now() + RECOVER_TIMEOUT,
+        is_in_kernel,
+    ))
 }
 
 fn is_in_kernel(fault: &Observed) -> bool {

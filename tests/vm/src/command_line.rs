@@ -347,3 +347,31 @@ fn a_new_daemon_goes_on_with_what_the_old_one_left() -> Result<()> {
     ensure!(agent(["recover", "--purge"])?.status.success(), "purged");
     nothing_is_pinned()
 }
+
+vm_test!(panic_works_while_the_daemon_is_frozen, limit = 90);
+fn panic_works_while_the_daemon_is_frozen() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let daemon = daemon()?;
+    let mut apply = stage
+        .apply("apart", "  action: partition\n")?
+        .start(Place::host())?;
+    apply.wait_for("armed by cgroup_drop", PATIENCE)?;
+    daemon.signal(Signal::SIGSTOP)?;
+    let mut panic = Program::agent(["panic"]).start(Place::host())?;
+    panic.wait_for("every fault on this node is off", PATIENCE)?;
+    let off = Stamp::now();
+    std::thread::sleep(Duration::from_secs(1));
+    let after = prober.stop()?.after(off);
+    ensure!(
+        after.len() > 20 && after.answered() == after.len(),
+        "{after:?}"
+    );
+    daemon.signal(Signal::SIGCONT)?;
+    ensure!(panic.wait(PATIENCE)?.success(), "{}", panic.stderr());
+    show(format_args!("{}{}", panic.stdout(), panic.stderr()));
+    ensure!(agent(["panic", "--resume"])?.status.success(), "resumed");
+    drop((apply, daemon));
+    ensure!(agent(["recover", "--purge"])?.status.success(), "purged");
+    nothing_is_pinned()
+}
