@@ -21,6 +21,9 @@ use crate::node_thread::NodeHandle;
 /// the kernel, and a new process is the better try.
 const HUNG: Duration = Duration::from_secs(60);
 
+/// How long a scrape waits for the node's thread; Prometheus gives up after 10 s by default.
+const SCRAPE: Duration = Duration::from_secs(8);
+
 /// Whether the operator can reach us; set by the server.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Arc<AtomicBool>);
@@ -82,12 +85,15 @@ async fn readyz(State((node, ready)): State<(NodeHandle, Ready)>) -> Response {
 }
 
 async fn metrics_text(State((node, _)): State<(NodeHandle, Ready)>) -> Response {
-    let Ok(report) = node.report().await else {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the agent is shutting down\n",
-        )
-            .into_response();
+    let report = match tokio::time::timeout(SCRAPE, node.report()).await {
+        Ok(Ok(report)) => report,
+        Ok(Err(stopped)) => {
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("{stopped}\n")).into_response();
+        }
+        Err(_) => {
+            let reason = "the node's thread does not answer\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+        }
     };
     match metrics::encode(node.name(), &report) {
         Ok(text) => {

@@ -60,6 +60,10 @@ pub(super) async fn run(context: Context, args: ApplyArgs) -> anyhow::Result<Exi
     let mut signals = Signals::new()?;
     let mut session = Session::open(&context.options).await?;
     let result = inject(&context, &mut session, faults, &mut signals).await;
+    if result.is_err() {
+        // Whatever went wrong, the fault does not stay.
+        let _ = session.disarm(&[]).await;
+    }
     let closed = session.close().await;
     let code = result?;
     closed?;
