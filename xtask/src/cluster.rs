@@ -4,6 +4,7 @@
 //! Not here: what runs in it (`deploy/`, the demo, the tests).
 
 mod address;
+mod clock;
 mod control_plane;
 mod daemon;
 mod install;
@@ -196,6 +197,11 @@ pub(crate) fn up(root: &Path, options: &Options, images: &[Image]) -> Result<Clu
             step::step(&format!("{name} ready"), |step| {
                 cluster.wait_for_node(step, &name)
             })?;
+            let behind = clock::synchronize(cluster.ssh(&name, &[])?)?;
+            note!(
+                "{name}: its clock was {} ms behind and is set",
+                behind / 1_000_000
+            );
         }
         cluster.complete = true;
         cluster.write()
