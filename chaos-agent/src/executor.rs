@@ -7,24 +7,24 @@
 mod allocate;
 mod armed;
 mod devices;
+mod rules;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use aya::maps::MapError;
-use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag};
-use chaos_abi::sample::{ALWAYS, threshold_ppm};
+use chaos_abi::network::{Rule, RuleRef, Target};
 use chaos_abi::{RULES_PER_TARGET, control};
 use chaos_planner::capabilities::{Capabilities, Mechanism};
 use chaos_planner::choose::{Unsupported, choose};
-use chaos_planner::fault::{Effect, Fault, Mode, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Effect, Fault, NetworkEffect, TargetRef};
 use chaos_planner::observed::Counts;
 
 pub use self::armed::{Armed, ArmedRule, MechanismName, Place};
 
 use self::allocate::Ids;
 use self::devices::Devices;
+use self::rules::{cgroup_device, lives, peer_key, retain};
 use crate::kernel::maps::{Pinned, TargetKind};
 use crate::kernel::{clock, netns};
 use crate::mechanism::MechanismError;
@@ -245,8 +245,10 @@ impl Executor {
         self.tell_depths(all)?;
         for rule in &armed.rules {
             self.maps.reset_counters(rule.id)?;
-            self.maps
-                .set_rule(rule.id, self.kernel_rule(armed, rule, &effect))?;
+            self.maps.set_rule(
+                rule.id,
+                rules::kernel_rule(armed, rule, &effect, self.root_netns),
+            )?;
         }
         self.tell_armed(all)?;
         for rule in &armed.rules {
@@ -473,38 +475,6 @@ impl Executor {
         }
     }
 
-    fn kernel_rule(&self, armed: &Armed, rule: &ArmedRule, effect: &NetworkEffect) -> Rule {
-        let mut made = match rule.mechanism {
-            MechanismName::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
-            MechanismName::TcEgress => {
-                let mut made = TcEgress::rule(effect);
-                // A pod owns its network namespace; any other target may share it.
-                let shared = !matches!(armed.fault.target, TargetRef::Pod { .. })
-                    || armed.place.netns_inode == self.root_netns;
-                if shared {
-                    made.cgroup_id = armed.place.cgroup_id;
-                    made.cgroup_depth = armed.place.depth;
-                }
-                made
-            }
-        };
-        if effect.peers.is_some() {
-            made.flags |= flag::PEERS;
-        }
-        if armed.fault.mode == Mode::Observe {
-            made.flags |= flag::OBSERVE;
-        }
-        let sample = &armed.fault.sample;
-        made.sample_threshold = sample.ppm.map_or(ALWAYS, threshold_ppm);
-        made.sample_first = sample.first;
-        made.sample_every = sample.every;
-        made.seed = armed.seed;
-        made.peer_set = armed.peer_set;
-        made.generation = rule.generation;
-        made.deadline_ns = armed.deadline_ns;
-        made
-    }
-
     fn tell_armed(&mut self, all: &[&Armed]) -> Result<(), MapError> {
         let rules: usize = all.iter().map(|armed| armed.rules.len()).sum();
         self.maps
@@ -528,57 +498,5 @@ impl Executor {
             self.maps.set_depth(index, depth)?;
         }
         Ok(())
-    }
-}
-
-/// Ids and generations of a fault's rules.
-fn lives(armed: &Armed) -> impl Iterator<Item = (u32, u32)> {
-    armed.rules.iter().map(|rule| (rule.id, rule.generation))
-}
-
-/// Removes references from a target's list and closes the gap; whether there were any.
-fn retain(target: &mut Target, keep: impl Fn(&RuleRef) -> bool) -> bool {
-    let old = target.rules;
-    target.rules = Default::default();
-    let kept = old.iter().filter(|r| r.generation != 0 && keep(r));
-    for (place, kept) in target.rules.iter_mut().zip(kept) {
-        *place = *kept;
-    }
-    target.rules != old
-}
-
-fn peer_key(set: u32, peer: IpAddr) -> PeerKey {
-    let addr = match peer {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    PeerKey { set, addr }
-}
-
-/// The device that a partition is limited to: as named; eth0 of a pod that has one; else any.
-fn cgroup_device(
-    found: &Resolved,
-    effect: &NetworkEffect,
-    pod: bool,
-) -> Result<u32, MechanismError> {
-    let name = match (&effect.device, pod) {
-        (Some(name), _) => name,
-        (None, true) => "eth0",
-        (None, false) => return Ok(0),
-    };
-    let Some(namespace) = found.netns.as_deref() else {
-        return Ok(0);
-    };
-    let index = netns::within(namespace, || {
-        crate::kernel::netlink::Netlink::open()?
-            .link(name)
-            .map(|link| link.index)
-    });
-    match index {
-        Ok(index) => Ok(index),
-        Err(_) if effect.device.is_none() => Ok(0),
-        Err(error) => Err(MechanismError::Target(format!(
-            "device: {name}: {error}; name one of the target's devices"
-        ))),
     }
 }

@@ -1,3 +1,4 @@
 //! What holds for every fault, whatever it does: one file of tests per promise.
 
 mod deadline;
+mod packets;

@@ -1,0 +1,134 @@
+//! What the kernel is told: a rule from a fault, a target's list, a peer's key. No map is touched
+//! here.
+
+use std::net::IpAddr;
+
+use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag};
+use chaos_abi::sample::{ALWAYS, threshold_ppm};
+use chaos_planner::fault::{Mode, NetworkEffect, TargetRef};
+
+use super::{Armed, ArmedRule, MechanismName};
+use crate::kernel::netlink::Netlink;
+use crate::kernel::netns;
+use crate::mechanism::MechanismError;
+use crate::mechanism::cgroup_drop::CgroupDrop;
+use crate::mechanism::tc_egress::TcEgress;
+use crate::target::Resolved;
+
+/// What the kernel is told of one rule.
+pub(super) fn kernel_rule(
+    armed: &Armed,
+    rule: &ArmedRule,
+    effect: &NetworkEffect,
+    root_netns: u64,
+) -> Rule {
+    let mut made = match rule.mechanism {
+        MechanismName::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
+        MechanismName::TcEgress => {
+            let mut made = TcEgress::rule(effect);
+            // A pod owns its network namespace; any other target may share it.
+            let shared = !matches!(armed.fault.target, TargetRef::Pod { .. })
+                || armed.place.netns_inode == root_netns;
+            if shared {
+                made.cgroup_id = armed.place.cgroup_id;
+                made.cgroup_depth = armed.place.depth;
+            }
+            made
+        }
+    };
+    if effect.peers.is_some() {
+        made.flags |= flag::PEERS;
+    }
+    if armed.fault.mode == Mode::Observe {
+        made.flags |= flag::OBSERVE;
+    }
+    let sample = &armed.fault.sample;
+    made.sample_threshold = sample.ppm.map_or(ALWAYS, threshold_ppm);
+    made.sample_first = sample.first;
+    made.sample_every = sample.every;
+    made.seed = armed.seed;
+    made.peer_set = armed.peer_set;
+    made.generation = rule.generation;
+    made.deadline_ns = armed.deadline_ns;
+    made
+}
+
+/// Ids and generations of a fault's rules.
+pub(super) fn lives(armed: &Armed) -> impl Iterator<Item = (u32, u32)> {
+    armed.rules.iter().map(|rule| (rule.id, rule.generation))
+}
+
+/// Removes references from a target's list and closes the gap; whether there were any.
+pub(super) fn retain(target: &mut Target, keep: impl Fn(&RuleRef) -> bool) -> bool {
+    let old = target.rules;
+    target.rules = Default::default();
+    let kept = old.iter().filter(|r| r.generation != 0 && keep(r));
+    for (place, kept) in target.rules.iter_mut().zip(kept) {
+        *place = *kept;
+    }
+    target.rules != old
+}
+
+pub(super) fn peer_key(set: u32, peer: IpAddr) -> PeerKey {
+    let addr = match peer {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    PeerKey { set, addr }
+}
+
+/// The device that a partition is limited to: as named; eth0 of a pod that has one; else any.
+pub(super) fn cgroup_device(
+    found: &Resolved,
+    effect: &NetworkEffect,
+    pod: bool,
+) -> Result<u32, MechanismError> {
+    let name = match (&effect.device, pod) {
+        (Some(name), _) => name,
+        (None, true) => "eth0",
+        (None, false) => return Ok(0),
+    };
+    let Some(namespace) = found.netns.as_deref() else {
+        return Ok(0);
+    };
+    let index = netns::within(namespace, || {
+        Netlink::open()?.link(name).map(|link| link.index)
+    });
+    match index {
+        Ok(index) => Ok(index),
+        Err(_) if effect.device.is_none() => Ok(0),
+        Err(error) => Err(MechanismError::Target(format!(
+            "device: {name}: {error}; name one of the target's devices"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_removed_without_a_gap() {
+        let reference = |id| RuleRef { id, generation: 9 };
+        let mut target = Target::default();
+        for (place, id) in target.rules.iter_mut().zip(1..=3) {
+            *place = reference(id);
+        }
+        assert!(retain(&mut target, |r| r.id != 2));
+        assert_eq!(
+            target.rules[..3],
+            [reference(1), reference(3), RuleRef::default()]
+        );
+        assert!(
+            !retain(&mut target, |r| r.id != 2),
+            "nothing to remove any more"
+        );
+    }
+
+    #[test]
+    fn both_spellings_of_an_ipv4_peer_have_one_key() {
+        let plain = "10.0.0.1".parse().expect("an address");
+        let mapped = "::ffff:10.0.0.1".parse().expect("an address");
+        assert_eq!(peer_key(4, plain), peer_key(4, mapped));
+    }
+}
