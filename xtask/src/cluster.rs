@@ -292,29 +292,24 @@ impl Cluster {
         Ok(node::ssh(&self.state.join("ssh-key"), *port, words))
     }
 
-    /// Imports container images into every node.
+    /// Imports container images into every node that does not have them yet.
     ///
     /// # Errors
     /// If a node cannot be reached or refuses an image.
     pub(crate) fn load_images(&self, archives: &[PathBuf]) -> Result<()> {
         for node in self.nodes() {
             step::step(&format!("images to {node}"), |step| {
+                let list = "ctr -n k8s.io images ls".to_owned();
+                let known = step::output(&mut self.ssh(&node, &[list])?)?;
                 for archive in archives {
+                    if known.contains(&image::manifest_digest(archive)?) {
+                        continue;
+                    }
                     step.progress(archive.display().to_string());
                     let file = File::open(archive)
                         .with_context(|| format!("failed to open {}", archive.display()))?;
                     let import = "ctr -n k8s.io images import -".to_owned();
-                    let output = self
-                        .ssh(&node, &[import])?
-                        .stdin(file)
-                        .output()
-                        .context("failed to start ssh: run `cargo xtask setup`")?;
-                    ensure!(
-                        output.status.success(),
-                        "failed to import {}: {}",
-                        archive.display(),
-                        String::from_utf8_lossy(&output.stderr).trim()
-                    );
+                    step::output_of(self.ssh(&node, &[import])?.stdin(file))?;
                 }
                 Ok(())
             })?;

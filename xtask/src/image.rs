@@ -5,13 +5,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -208,6 +208,27 @@ impl Image {
     }
 }
 
+/// The digest by which a node knows the image of an archive that [`build`] made.
+///
+/// # Errors
+/// If the archive cannot be read.
+pub(crate) fn manifest_digest(archive: &Path) -> Result<String> {
+    let context = || format!("failed to read {}", archive.display());
+    let file = File::open(archive).with_context(context)?;
+    for entry in tar::Archive::new(file).entries().with_context(context)? {
+        let entry = entry.with_context(context)?;
+        if entry.path().with_context(context)? == Path::new("index.json") {
+            let index: Value = serde_json::from_reader(entry).with_context(context)?;
+            let digest = index.pointer("/manifests/0/digest").and_then(Value::as_str);
+            return digest.map(str::to_owned).with_context(context);
+        }
+    }
+    bail!(
+        "{} has no index.json: it is not an image",
+        archive.display()
+    )
+}
+
 /// A tar archive of files, owned by root, without times.
 ///
 /// # Errors
@@ -252,7 +273,7 @@ mod tests {
             std::io::copy(&mut entry, &mut content).unwrap();
             files.insert(path, content);
         }
-        let blob = |descriptor: &serde_json::Value| {
+        let blob = |descriptor: &Value| {
             let digest = descriptor["digest"]
                 .as_str()
                 .unwrap()
@@ -261,7 +282,7 @@ mod tests {
             assert_eq!(descriptor["size"], blob.len());
             blob.clone()
         };
-        let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+        let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
         let index = json(&files["index.json"]);
         let manifest = json(&blob(&index["manifests"][0]));
         let config = json(&blob(&manifest["config"]));

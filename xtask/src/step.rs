@@ -137,9 +137,16 @@ impl Step {
 /// # Errors
 /// If it cannot be started, or its exit code is not 0: then with its stderr.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
+    output_of(command.stdin(Stdio::null()))
+}
+
+/// As [`output`], for a command whose stdin is set already.
+///
+/// # Errors
+/// As [`output`].
+pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = command
-        .stdin(Stdio::null())
         .output()
         .with_context(|| format!("failed to start `{shown}`: is it installed?"))?;
     if !output.status.success() {
