@@ -16,11 +16,11 @@ use aya::maps::MapError;
 use chaos_abi::network::{Rule, RuleRef, Target};
 use chaos_abi::{RULES_PER_TARGET, control};
 use chaos_planner::capabilities::{Capabilities, Mechanism};
-use chaos_planner::choose::{Unsupported, choose};
+use chaos_planner::choose::choose;
 use chaos_planner::fault::{Effect, Fault, NetworkEffect, TargetRef};
 use chaos_planner::observed::Counts;
 
-pub use self::armed::{Armed, ArmedRule, MechanismName, Place};
+pub use self::armed::{ArmError, Armed, ArmedRule, MechanismName, Place};
 
 use self::allocate::Ids;
 use self::devices::Devices;
@@ -31,34 +31,6 @@ use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::tc_egress::{Device, TcEgress};
 use crate::target::{Finder, Resolved, TargetError};
-
-/// Failed to arm a fault; nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-pub enum ArmError {
-    /// Will never work here.
-    #[error(transparent)]
-    Unsupported(#[from] Unsupported),
-    /// The target was not found.
-    #[error(transparent)]
-    Target(#[from] TargetError),
-    /// The kernel or a file refused.
-    #[error(transparent)]
-    Mechanism(#[from] MechanismError),
-    /// Between two containers, or before the first, a target has no process for a while.
-    #[error("{0} has no live process, so its network namespace cannot be found; will try again")]
-    NoProcess(String),
-    /// A limit of this node.
-    #[error("{what}: this node holds at most {limit}; remove another fault first")]
-    Full {
-        /// Of what.
-        what: &'static str,
-        /// How many.
-        limit: usize,
-    },
-    /// A BPF map refused.
-    #[error("failed to write a BPF map: {0}")]
-    Map(#[from] MapError),
-}
 
 /// Owner of everything that this node changes.
 pub struct Executor {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use chaos_planner::capabilities::Capabilities;
 use chaos_planner::fault::{Fault, FaultId, Lifetime};
 use chaos_planner::observed::{Observed, Phase};
-use chaos_planner::plan::{HAND_OVER, Held, LEASE, RENEW_EVERY, Step, Until, Wanted, diff};
+use chaos_planner::plan::{HAND_OVER, Held, RENEW_EVERY, Step, Until, Wanted, diff, lease};
 use nix::fcntl::Flock;
 
 pub use self::open::OpenError;
@@ -196,7 +196,7 @@ impl Node {
             if let State::Armed(armed) = &mut entry.state
                 && !matches!(until, Until::Deadline(_))
             {
-                let deadline = until.kernel_deadline(now, HAND_OVER);
+                let deadline = until.kernel_deadline(now, HAND_OVER.max(lease(&entry.fault)));
                 if let Err(error) = self.executor.renew(armed, deadline) {
                     tracing::warn!(fault = %armed.fault.id, %error, "failed to extend a lease");
                 }
@@ -461,9 +461,9 @@ fn until(fault: &Fault, now: u64) -> Until {
 }
 
 /// When a lease has to be renewed.
-fn renewal_ns(deadline_ns: u64) -> u64 {
+fn renewal_ns(fault: &Fault, deadline_ns: u64) -> u64 {
     deadline_ns
-        .saturating_sub(nanos(LEASE))
+        .saturating_sub(nanos(lease(fault)))
         .saturating_add(nanos(RENEW_EVERY))
 }
 

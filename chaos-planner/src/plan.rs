@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::fault::{Effect, Fault, FaultId};
 
-/// How long a fault without a duration lasts without renewal: a dead agent's faults end then.
+/// How long a fault without a duration lasts without renewal: a dead agent's faults end then. See
+/// [`lease`].
 pub const LEASE: Duration = Duration::from_secs(30);
 
 /// How often such a lease is renewed.
@@ -94,7 +95,7 @@ pub fn diff(
     for (id, current) in held {
         match wanted.get(id) {
             Some(Wanted { fault, until }) if !until.is_over(now_ns) => {
-                let deadline = until.kernel_deadline(now_ns, LEASE);
+                let deadline = until.kernel_deadline(now_ns, lease(fault));
                 if same_but_for_peers(fault, &current.fault) {
                     if fault.effect != current.fault.effect {
                         steps.push(Step::SetPeers(id.clone()));
@@ -110,14 +111,23 @@ pub fn diff(
             _ => steps.push(Step::Disarm(id.clone())),
         }
     }
-    for (id, Wanted { until, .. }) in wanted {
+    for (id, Wanted { fault, until }) in wanted {
         if !held.contains_key(id) && !until.is_over(now_ns) {
-            arm.push(Step::Arm(id.clone(), until.kernel_deadline(now_ns, LEASE)));
+            arm.push(Step::Arm(
+                id.clone(),
+                until.kernel_deadline(now_ns, lease(fault)),
+            ));
         }
     }
     steps.sort_by_key(|step| !matches!(step, Step::Disarm(_)));
     steps.append(&mut arm);
     steps
+}
+
+/// How long a lease on this fault is: no packet waits past it, so it is at least twice the delay.
+pub fn lease(fault: &Fault) -> Duration {
+    let Effect::Network(network) = &fault.effect;
+    LEASE.max(network.delay.unwrap_or_default() * 2)
 }
 
 fn renewal_is_due(until: Until, held_ns: u64, new_ns: u64) -> bool {
@@ -252,6 +262,25 @@ mod tests {
         );
         // handed over: 120 s
         assert_eq!(run(&held(130 * SECOND), &wanted, 10 * SECOND), []);
+    }
+
+    #[test]
+    fn a_lease_is_twice_the_delay_or_more() {
+        let mut slow = fault("a");
+        slow.effect = Effect::Network(NetworkEffect {
+            egress: true,
+            delay: Some(Duration::from_secs(100)),
+            ..NetworkEffect::default()
+        });
+        let wanted = [(slow.clone(), Until::Leased)];
+        assert_eq!(
+            run(&[], &wanted, SECOND),
+            [Step::Arm("a".into(), 201 * SECOND)]
+        );
+        assert_eq!(
+            run(&[(slow, 201 * SECOND)], &wanted, 11 * SECOND),
+            [Step::Renew("a".into(), 211 * SECOND)]
+        );
     }
 
     #[test]

@@ -1,12 +1,17 @@
-//! What is remembered of a fault that the kernel holds. The journal writes it as it is.
+//! What is remembered of a fault that the kernel holds, as the journal writes it; and why one could
+//! not be armed.
 
 use std::path::PathBuf;
 
+use aya::maps::MapError;
 use chaos_planner::capabilities::Mechanism;
+use chaos_planner::choose::Unsupported;
 use chaos_planner::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::maps::TargetKind;
+use crate::mechanism::MechanismError;
+use crate::target::TargetError;
 
 /// A fault that the kernel holds, with all that is needed to remove it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,4 +86,32 @@ impl From<MechanismName> for TargetKind {
             MechanismName::TcEgress => Self::Device,
         }
     }
+}
+
+/// Failed to arm a fault; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum ArmError {
+    /// Will never work here.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// The target was not found.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The kernel or a file refused.
+    #[error(transparent)]
+    Mechanism(#[from] MechanismError),
+    /// Between two containers, or before the first, a target has no process for a while.
+    #[error("{0} has no live process, so its network namespace cannot be found; will try again")]
+    NoProcess(String),
+    /// A limit of this node.
+    #[error("{what}: this node holds at most {limit}; remove another fault first")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        limit: usize,
+    },
+    /// A BPF map refused.
+    #[error("failed to write a BPF map: {0}")]
+    Map(#[from] MapError),
 }

@@ -242,9 +242,11 @@ impl Entry {
     pub(super) fn next_ns(&self, now: u64) -> Option<u64> {
         match (&self.state, self.until) {
             (State::Armed(armed), Until::Deadline(_)) => Some(armed.deadline_ns),
-            (State::Armed(armed), Until::Leased) => Some(renewal_ns(armed.deadline_ns)),
+            (State::Armed(armed), Until::Leased) => {
+                Some(renewal_ns(&self.fault, armed.deadline_ns))
+            }
             (State::Armed(armed), Until::Orphaned(at)) => {
-                Some(at.min(renewal_ns(armed.deadline_ns)))
+                Some(at.min(renewal_ns(&self.fault, armed.deadline_ns)))
             }
             (State::Waiting { retry_ns, .. }, _) => Some(*retry_ns),
             (State::Recovering { .. }, _) => Some(now + nanos(Duration::from_millis(20))),

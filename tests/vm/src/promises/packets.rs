@@ -58,8 +58,12 @@ fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
     let mut hits = 0;
     for packet in packets(&peers) {
         let expected = is_to_a_peer(&packet, &peers);
+        let verdict = match programs.run(&packet) {
+            // Newer kernels refuse to test with less than an IP header; older ones do.
+            Err(_) if !expected && is_cut(&packet) => continue,
+            verdict => verdict?,
+        };
         hits += u64::from(expected);
-        let verdict = programs.run(&packet)?;
         let wanted = if expected {
             TC_ACT_STOLEN
         } else {
@@ -177,6 +181,15 @@ fn is_to_a_peer(packet: &[u8], peers: &[[u8; 16]]) -> bool {
         _ => None,
     };
     to.is_some_and(|to| peers.contains(&to))
+}
+
+/// It says IP and does not hold a whole header.
+fn is_cut(packet: &[u8]) -> bool {
+    match packet.get(12..14) {
+        Some([0x08, 0x00]) => packet.len() < 14 + 20,
+        Some([0x86, 0xdd]) => packet.len() < 14 + 40,
+        _ => false,
+    }
 }
 
 fn frame(kind: u16, network: &[u8]) -> Vec<u8> {
