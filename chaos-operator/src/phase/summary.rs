@@ -386,6 +386,3 @@ fn details(kept: &Kept) -> Vec<RecordDetail> {
         })
         .collect()
 }
-
-#[cfg(test)]
-mod tests;

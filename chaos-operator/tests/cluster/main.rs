@@ -2,6 +2,11 @@
 //!
 //! Needs root, `ip`, and the multi-call Kubernetes binary (`$FAULTLINE_KUBE`, or the cache of
 //! `cargo xtask setup`); without them it is skipped, with the reason.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test: it fails by panicking, and says what it measures"
+)]
 
 mod control_plane;
 mod fake_agent;

@@ -1,0 +1,259 @@
+//! Agents that fail, refuse, go away; nodes that vanish; operators that take over.
+
+use super::*;
+use crate::phase::LONGEST_LEASE;
+
+#[test]
+fn an_agent_that_goes_away_changes_no_phase_but_is_named_after_ten_seconds() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    bench.agents_report(Phase::Injected, "", 1);
+    bench.look();
+    bench.agent_leaves();
+    bench.pass(9);
+    bench.look();
+    assert_eq!(bench.reason(), "");
+    bench.pass(1);
+    bench.look();
+    bench.starts("Running 2/2");
+    let reason = bench.reason();
+    assert!(
+        reason.starts_with("the agent of node n1 has been away since"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn an_agent_that_stays_away_is_clean_when_its_lease_has_run_out() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    bench.agent_leaves();
+    bench.ask_to_delete();
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    let bound = bench.now + LONGEST_LEASE;
+    let again = bench.step.as_ref().unwrap().look_again_at;
+    assert!(again.is_some_and(|at| at <= bound), "{again:?}");
+    let reason = bench.reason();
+    assert!(
+        reason.contains("ends by itself at 2026-01-01T00:02:00Z"),
+        "{reason}"
+    );
+    bench.pass(120);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+    let messages = bench.messages();
+    assert!(messages[0].contains("has been away since"), "{messages:?}");
+}
+
+#[test]
+fn a_fault_with_a_deadline_is_clean_when_that_has_passed() {
+    let mut bench = Bench::new(&lasting("300s"));
+    bench.settle();
+    bench.agent_leaves();
+    bench.ask_to_delete();
+    bench.pass(150);
+    let step = bench.look();
+    assert_eq!(
+        step.finalizer,
+        FinalizerAction::Keep,
+        "the kernel goes on until then"
+    );
+    bench.pass(160);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
+fn pods_and_nodes_that_are_gone_are_clean() {
+    for node in [true, false] {
+        let mut bench = Bench::new(PARTITION);
+        bench.settle();
+        bench.agent_leaves();
+        bench.ask_to_delete();
+        assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+        if node {
+            bench.cluster.remove_node("n1");
+        } else {
+            bench.cluster.remove_pod("shop", "web-1");
+            bench.cluster.remove_pod("shop", "web-2");
+        }
+        assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+        assert_eq!(bench.events(), "Recovered Recovered");
+    }
+}
+
+#[test]
+fn what_a_node_cannot_have_is_said_once_and_deleted_at_once() {
+    let mut bench = Bench::new(PARTITION);
+    bench.look();
+    bench.agents_report(Phase::NotSupported, "too old", 0);
+    bench.look();
+    assert_eq!(bench.events(), "NotSupported NotSupported");
+    assert_eq!(
+        bench.shown(),
+        "NotSupported 0/2 | Selected AllRecovered | .web-1=Not Injected .web-2=Not Injected"
+    );
+    assert_eq!(bench.reason(), "shop/web-1: too old");
+    bench.look();
+    assert_eq!(bench.events(), "");
+    bench.ask_to_delete();
+    bench.view.faults.clear();
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
+fn a_failure_is_told_once_and_then_forgotten() {
+    let mut bench = Bench::new(PARTITION);
+    bench.look();
+    bench.agents_report(Phase::Failed, "the map is full", 0);
+    bench.look();
+    assert_eq!(bench.events(), "Failed Failed");
+    bench.starts("Failed 0/2");
+    bench.look();
+    assert_eq!(bench.events(), "");
+    bench.agents_report(Phase::Injected, "", 0);
+    bench.look();
+    assert_eq!(bench.events(), "Applied Applied");
+    let events = &bench.kept.records[0].events;
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[0].message.as_deref(), Some("the map is full"));
+}
+
+#[test]
+fn a_fault_that_the_kernel_has_lost_is_not_injected() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    bench.view.faults.clear();
+    bench.look();
+    bench.starts("Injecting 0/2");
+    bench.agents_report(Phase::Injected, "", 0);
+    bench.look();
+    bench.starts("Running 2/2");
+}
+
+#[test]
+fn a_lapsed_lease_is_not_injected_but_an_end_in_time_is_no_loss() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    bench.agents_report(Phase::Expired, "", 0);
+    bench.look();
+    bench.starts("Injecting 0/2");
+    let mut bench = Bench::new(&lasting("10s"));
+    bench.settle();
+    bench.pass(9);
+    bench.agents_report(Phase::Expired, "", 0);
+    bench.look();
+    bench.starts("Running 2/2");
+}
+
+#[test]
+fn degraded_is_a_condition_with_its_reason() {
+    let mut bench = Bench::new(PARTITION);
+    bench.look();
+    bench.agents_report(Phase::Injected, "only IPv4", 1);
+    for seen in bench.view.faults.values_mut() {
+        seen.fault.degraded = true;
+    }
+    bench.look();
+    bench.starts("Degraded 2/2 hits 2 | Selected AllInjected Degraded |");
+    assert_eq!(bench.reason(), "shop/web-1: only IPv4");
+}
+
+/// What the API server would give another operator.
+fn taken_over(bench: &Bench) -> Kept {
+    let status = bench.step.as_ref().unwrap().status.clone();
+    let text = serde_json::to_string(&status).unwrap();
+    let status = serde_json::from_str(&text).unwrap();
+    Kept::load(
+        &bench.chaos.uid().unwrap(),
+        Some(&status),
+        bench.chaos.lifecycle(),
+        &bench.cluster,
+        bench.now,
+    )
+}
+
+#[test]
+fn another_operator_goes_on_where_this_one_was() {
+    let mut bench = Bench::new(ONE);
+    bench.settle();
+    bench.agents_report(Phase::Injected, "", 5);
+    bench.look();
+    let (before, faults) = (bench.shown(), bench.step.as_ref().unwrap().faults.clone());
+    let heard = std::mem::take(&mut bench.view.faults);
+    bench.view.nodes.clear();
+    bench.kept = taken_over(&bench);
+    bench.look();
+    assert_eq!(bench.events(), "", "nothing has happened");
+    assert_eq!(bench.step.as_ref().unwrap().faults, faults);
+    assert_eq!(bench.shown(), before, "until the agent says otherwise");
+    bench.view.faults = heard;
+    let step = bench.look().clone();
+    assert_eq!(bench.shown(), before);
+    let written = bench.kept.written.as_ref();
+    assert!(
+        !must_write(written, &step.status, Timestamp::UNIX_EPOCH),
+        "nothing is new"
+    );
+}
+
+#[test]
+fn another_operator_finishes_what_this_one_began_to_delete() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    bench.ask_to_delete();
+    bench.look();
+    bench.kept = taken_over(&bench);
+    bench.view.nodes.clear();
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    assert_eq!(bench.fault_count(), 0);
+    bench.view = Bench::new(PARTITION).view;
+    bench.agents_report(Phase::Recovering, "", 0);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
+fn a_round_survives_its_operator() {
+    let mut bench = Bench::with(ROUNDS, (1..=9).map(web));
+    bench.pass(31);
+    bench.settle();
+    let (before, drawn) = (bench.shown(), bench.ids());
+    bench.kept = taken_over(&bench);
+    assert_eq!(bench.kept.round.map(|round| round.number), Some(3));
+    bench.look();
+    assert_eq!((bench.shown(), bench.ids()), (before, drawn));
+}
+
+#[test]
+fn what_chaos_mesh_has_injected_is_not_ours() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    let mut status = bench.step.as_ref().unwrap().status.clone();
+    status.faultline = None;
+    let lifecycle = bench.chaos.lifecycle();
+    bench.kept = Kept::load("u", Some(&status), lifecycle, &bench.cluster, bench.now);
+    bench.view.faults.clear();
+    bench.look();
+    bench.starts("Injecting 0/2");
+    let messages = bench.messages();
+    assert!(
+        messages[0].contains("Chaos Mesh says it has injected it"),
+        "{messages:?}"
+    );
+    assert_eq!(bench.fault_count(), 2, "the choice of pods stands");
+}
+
+#[test]
+fn with_very_many_records_only_what_differs_is_written_down() {
+    let many = (1..=1200).map(|n| {
+        let id = format!("shop/web-{n:04}");
+        pod(&id).label("app", "web").ips(&["10.0.0.1"])
+    });
+    let mut bench = Bench::with(PARTITION, many);
+    bench.settle();
+    let step = bench.step.as_ref().unwrap();
+    assert_eq!(step.notices.len(), 12, "one Applied per 100");
+    let records = &step.status.experiment.container_records;
+    assert!(records.iter().all(|record| record.events.is_empty()));
+    assert!(bench.ours().records.is_empty());
+    let size = serde_json::to_string(&step.status).unwrap().len();
+    assert!(size < 250_000, "{size} bytes");
+}
