@@ -53,7 +53,8 @@ struct Node {
     connected: bool,
     since: Timestamp,
     carried_out: u64,
-    observed: HashMap<String, Seen>,
+    /// By fault id, so that those of an experiment are next to each other.
+    observed: BTreeMap<String, Seen>,
 }
 
 /// What one experiment wants of a node.
@@ -177,7 +178,9 @@ impl Agents {
                     generation: node.carried_out,
                 },
             );
-            let own = node.observed.iter().filter(|(id, _)| owner_of(id) == uid);
+            let prefix = format!("{uid}/");
+            let own = node.observed.range(prefix.clone()..);
+            let own = own.take_while(|(id, _)| id.starts_with(&prefix));
             view.faults
                 .extend(own.map(|(id, seen)| ((name.clone(), id.clone()), seen.clone())));
         }
@@ -243,7 +246,7 @@ impl Agents {
             node.since = now;
         }
         node.carried_out = set.generation;
-        let new: HashMap<String, Seen> = set
+        let new: BTreeMap<String, Seen> = set
             .faults
             .into_iter()
             .map(|fault| (fault.id.clone(), Seen { fault, at: now }))
@@ -304,7 +307,7 @@ impl Node {
             connected: false,
             since: now,
             carried_out: 0,
-            observed: HashMap::new(),
+            observed: BTreeMap::new(),
         }
     }
 }

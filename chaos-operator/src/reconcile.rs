@@ -36,6 +36,7 @@ mod unreadable;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What all experiments share.
 #[derive(Clone)]
@@ -236,10 +237,8 @@ impl<K: Kind> Experiment<K> {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let result = self
-            .api(meta)
-            .patch_metadata(&self.key.name, &params, &Patch::Merge(patch))
-            .await;
+        let (api, patch) = (self.api(meta), Patch::Merge(patch));
+        let result = in_time(api.patch_metadata(&self.key.name, &params, &patch)).await;
         match result {
             Ok(PartialObjectMeta { .. }) => Ok(()),
             // It went away by itself; there is nothing to hold on to, and nothing to let go of.
@@ -262,10 +261,8 @@ impl<K: Kind> Experiment<K> {
             "status": status,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let result = self
-            .api(meta)
-            .patch_status(&self.key.name, &params, &Patch::Apply(patch))
-            .await;
+        let (api, patch) = (self.api(meta), Patch::Apply(patch));
+        let result = in_time(api.patch_status(&self.key.name, &params, &patch)).await;
         match result {
             Ok(_) => Ok(()),
             // Gone, or another one of the same name: its task will see.
@@ -303,6 +300,14 @@ impl<K: Kind> Experiment<K> {
         self.context
             .metrics
             .experiment(&self.uid, &namespace, K::NAME, phase);
+    }
+}
+
+/// A call that hangs must not keep an experiment from being recovered.
+async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(result) => result,
+        Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
     }
 }
 

@@ -274,23 +274,22 @@ fn word(kept: &Kept, facts: &Facts<'_>) -> (SummaryPhase, String) {
         .records
         .iter()
         .filter(|r| r.phase != RecordPhase::Injected);
-    let has_fault_injected = kept
-        .records
-        .iter()
-        .any(|r| r.phase == RecordPhase::Injected && r.hold != Hold::Bare);
-    if let Some(unsupported) = kept.records.iter().find(|r| r.report.unsupported)
-        && !has_fault_injected
-        && pending.clone().all(|r| r.report.unsupported)
+    let stuck = |r: &KeptRecord| r.report.unsupported || r.report.failed;
+    if let Some(first) = kept.records.iter().find(|r| stuck(r))
+        && pending.clone().all(stuck)
     {
-        return (P::NotSupported, why(unsupported));
-    }
-    if let Some(failed) = kept.records.iter().find(|r| r.report.failed)
-        && !has_fault_injected
-        && pending
-            .clone()
-            .all(|r| r.report.failed || r.report.unsupported)
-    {
-        return (P::Failed, why(failed));
+        let works_elsewhere = kept
+            .records
+            .iter()
+            .any(|r| r.phase == RecordPhase::Injected && r.hold != Hold::Bare);
+        let word = if works_elsewhere {
+            P::Degraded
+        } else if pending.clone().all(|r| r.report.unsupported) {
+            P::NotSupported
+        } else {
+            P::Failed
+        };
+        return (word, why(first));
     }
     let reason = away.or_else(|| pending.find(explained).map(why));
     (P::Injecting, reason.unwrap_or_default())

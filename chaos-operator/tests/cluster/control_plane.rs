@@ -78,17 +78,20 @@ impl ControlPlane {
         this.start_etcd()?;
         this.start_api_server()?;
         this.wait()?;
-        let crds =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds/chaos-mesh.org_networkchaos.yaml");
-        this.kubectl(&["apply", "--server-side", "-f", &crds.display().to_string()])?;
-        this.kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "crd",
-            "--all",
-            "--timeout=20s",
-        ])?;
+        this.install_crd()?;
         Ok(this)
+    }
+
+    /// As it is in the repository.
+    pub(crate) fn install_crd(&self) -> Result<()> {
+        let crd = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../crds/chaos-mesh.org_networkchaos.yaml"
+        );
+        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", crd])?;
+        let wait = "--for=condition=Established";
+        self.kubectl(&["wait", wait, "crd", "--all", "--timeout=20s"])?;
+        Ok(())
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {

@@ -11,6 +11,7 @@ use crate::fake_agent::State;
 use crate::world::{World, holds, injected, shown, word};
 
 mod away;
+mod odd;
 mod speed;
 mod time;
 
@@ -41,7 +42,12 @@ pub(crate) async fn run_all(world: &mut World) {
         away::a_new_operator_goes_on_without_a_gap,
         away::an_agent_that_is_away_holds_up_a_delete_but_not_a_forced_one,
         away::a_node_that_is_gone_is_clean,
+        odd::an_object_that_cannot_be_read_harms_nobody_else,
+        odd::two_experiments_on_a_pod_are_apart,
+        odd::an_object_whose_finalizer_is_torn_off_is_recovered,
+        odd::health_and_metrics_are_served,
         speed::from_apply_to_the_agent_takes_milliseconds,
+        odd::while_chaos_mesh_leads_this_operator_does_not,
     );
 }
 

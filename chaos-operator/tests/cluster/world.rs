@@ -20,6 +20,7 @@ use crate::fake_agent::FakeAgent;
 pub(crate) const NAMESPACE: &str = "shop";
 const FAULTLINE: &str = "faultline";
 const AGENT_PORT: u16 = 31767;
+const FIRST_METRICS_PORT: u16 = 10080;
 
 pub(crate) struct World {
     pub(crate) control_plane: ControlPlane,
@@ -83,6 +84,11 @@ impl World {
         let kubeconfig = self.control_plane.kubeconfig();
         self.operator = Some(operator(&kubeconfig, self.operators));
         self.operators += 1;
+    }
+
+    /// Of the operator that was started last.
+    pub(crate) fn metrics_port(&self) -> u16 {
+        FIRST_METRICS_PORT + self.operators - 1
     }
 
     pub(crate) fn chaos(&self) -> Api<NetworkChaos> {
@@ -256,7 +262,7 @@ fn operator(kubeconfig: &std::path::Path, number: u16) -> JoinHandle<Result<()>>
     let args = RunArgs {
         namespace: FAULTLINE.to_owned(),
         kubeconfig: Some(kubeconfig.to_owned()),
-        metrics: ([127, 0, 0, 1], 10080 + number).into(),
+        metrics: ([127, 0, 0, 1], FIRST_METRICS_PORT + number).into(),
         agent_port: AGENT_PORT,
         // The same name each time: a new one would wait for the old one's lease.
         identity: Some("operator".to_owned()),

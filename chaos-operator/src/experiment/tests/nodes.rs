@@ -100,6 +100,19 @@ fn what_a_node_cannot_have_is_said_once_and_deleted_at_once() {
 }
 
 #[test]
+fn what_only_some_pods_can_have_is_degraded() {
+    let mut bench = Bench::new(PARTITION);
+    bench.look();
+    bench.agents_report(Phase::Injected, "", 1);
+    let cannot = bench.view.faults.values_mut().next().unwrap();
+    cannot.fault.phase = Phase::NotSupported.into();
+    cannot.fault.reason = "it shares the node's network".to_owned();
+    bench.look();
+    bench.starts("Degraded 1/2 hits 2 | Selected |");
+    assert_eq!(bench.reason(), "shop/web-1: it shares the node's network");
+}
+
+#[test]
 fn a_failure_is_told_once_and_then_forgotten() {
     let mut bench = Bench::new(PARTITION);
     bench.look();
