@@ -123,7 +123,7 @@ impl Draw {
     #[inline(always)]
     pub fn sampled(&self, rule: &Rule) -> bool {
         (rule.sample_first == 0 || self.n < rule.sample_first)
-            && (rule.sample_every <= 1 || self.n % rule.sample_every == 0)
+            && (rule.sample_every <= 1 || self.n.is_multiple_of(rule.sample_every))
             && self.hit(Stream::Sample, rule.sample_threshold)
     }
 

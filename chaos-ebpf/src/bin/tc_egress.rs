@@ -13,6 +13,11 @@
 //! The time travels from the first to the second program in `skb->cb`: redirecting clears
 //! `tstamp`, and the mark belongs to others.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    reason = "aya's attributes write each entry point anew, public and without its comment"
+)]
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_clone_redirect, bpf_redirect};
@@ -43,7 +48,7 @@ pub fn tc_egress(mut ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     match decide(&ctx) {
-        Some(Decision { lose: true, .. }) => TC_ACT_STOLEN as i32,
+        Some(Decision { lose: true, .. }) => TC_ACT_STOLEN,
         Some(Decision {
             delay: 1..,
             release_at,
@@ -67,7 +72,7 @@ pub fn tc_egress_stamp(ctx: TcContext) -> i32 {
     }
     // SAFETY: as above; tc programs may write tstamp.
     unsafe { (*skb).tstamp = u64::from(high) << 32 | u64::from(low) };
-    TC_ACT_OK as i32
+    TC_ACT_OK
 }
 
 /// Ingress of `flb`: on to the real device.
@@ -142,7 +147,7 @@ fn detour(ctx: &mut TcContext, detour_in: u32, release_at: u64, last: u32) -> i3
         count_failed(last);
         return TC_ACT_UNSPEC;
     }
-    TC_ACT_STOLEN as i32
+    TC_ACT_STOLEN
 }
 
 #[inline(always)]
