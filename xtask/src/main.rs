@@ -4,10 +4,13 @@
 
 mod cache;
 mod cluster;
+mod cluster_tests;
 mod codegen;
+mod demo;
 mod ebpf;
 mod image;
 mod initramfs;
+mod lab;
 mod out;
 mod qemu;
 mod setup;
@@ -34,6 +37,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// See a fault come, bite and go: on a bare machine, then in a cluster
+    Demo(demo::Options),
     /// Install and build what everything else needs: packages, toolchain, kernels, node image
     Setup,
     /// Start a cluster and leave it running
@@ -98,6 +103,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     let root = workspace_root()?;
     match task {
+        Task::Demo(options) => demo::run(&root, &options)?,
         Task::Setup => setup::run(&root)?,
         Task::Up(options) => {
             cluster::describe(&cluster::up(&root, &options, &[image::PROBE])?);

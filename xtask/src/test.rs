@@ -13,12 +13,12 @@ use std::{path::Path, process::ExitCode, time::Instant};
 use anyhow::Result;
 use vm_tests::report::Outcome;
 
-use crate::{codegen, out::note, setup::rust, tidy, vmtest::TestResult};
+use crate::{cluster_tests, codegen, out::note, setup::rust, tidy, vmtest::TestResult};
 
 /// What to test.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// Run only this stage (format, tidy, codegen, lints, alone, unit, vm), or the tests whose name
+    /// Run only this stage (format, tidy, codegen, lints, alone, unit, vm, cluster), or the tests whose name
     /// contains this
     #[arg(long, value_name = "STAGE|PART")]
     only: Option<String>,
@@ -46,8 +46,7 @@ struct Stage {
     run: fn(&Context<'_>) -> Result<Vec<TestResult>>,
 }
 
-/// In this order. Tests on a cluster come last, as a stage of their own: a function of the same
-/// type in `test/cluster.rs` and a line here.
+/// In this order.
 const STAGES: &[Stage] = &[
     Stage {
         name: "format",
@@ -83,6 +82,11 @@ const STAGES: &[Stage] = &[
         name: "vm",
         has_tests: true,
         run: vms::run,
+    },
+    Stage {
+        name: "cluster",
+        has_tests: true,
+        run: cluster_tests::run,
     },
 ];
 

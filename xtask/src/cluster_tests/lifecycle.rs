@@ -1,0 +1,185 @@
+//! Experiments from their start to their end: paused, deleted, repeated, and pods that go meanwhile.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use chaos_api::v1alpha1::RecordPhase;
+
+use super::{
+    bench::{Bench, NAMESPACE, SPAN, document},
+    tests,
+};
+use crate::{
+    lab::{
+        chaos::{PATIENCE, all_are, condition, drawn, ours},
+        clock, nanos,
+        samples::{Sign, Span, Stats, first_and_last},
+        sleep_until,
+    },
+    out::note,
+    step,
+};
+
+tests![
+    deleting_recovers_at_once_and_removes_the_object,
+    pausing_recovers_and_resuming_injects_the_same_pods,
+    a_pod_that_is_deleted_in_mid_fault_counts_as_recovered,
+    a_legacy_scheduler_repeats_its_rounds,
+];
+
+const PARTITION: &str = "  action: partition\n";
+
+/// How the path from `a` to `b` was in a span.
+fn a_to_b(bench: &Bench<'_>, span: &Span) -> Result<Stats> {
+    let paths = bench.lab.settled_paths(span.start, span.end)?;
+    let asked = |path: &&crate::lab::samples::Path| path.from == "a" && path.to == "b";
+    Ok(Stats::over(paths.iter().filter(asked), span))
+}
+
+/// A second from now.
+fn next_second() -> Span {
+    let now = clock::now();
+    now..now + nanos(Duration::from_secs(1))
+}
+
+fn deleting_recovers_at_once_and_removes_the_object(bench: &Bench<'_>) -> Result<()> {
+    let applied = bench.lab.apply(&document("deleted", "a", "b", PARTITION))?;
+    bench.injected(&applied.name)?;
+    let during = next_second();
+    sleep_until(during.end);
+    let took = bench.lab.delete(&applied.name)?;
+    let after = next_second();
+    note!("deleted after {:.1} s", took.as_secs_f64());
+    ensure!(
+        bench.lab.experiment(&applied.name)?.is_none(),
+        "it is still there"
+    );
+    let (during, after) = (a_to_b(bench, &during)?, a_to_b(bench, &after)?);
+    ensure!(
+        during.refused == during.sent && during.sent > 10,
+        "{during:?}"
+    );
+    ensure!(after.answered == after.sent && after.sent > 10, "{after:?}");
+    let held = bench.lab.held()?;
+    ensure!(held.is_empty(), "{held:?}");
+    Ok(())
+}
+
+fn pausing_recovers_and_resuming_injects_the_same_pods(bench: &Bench<'_>) -> Result<()> {
+    let one = format!(
+        "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata:\n  name: paused\nspec:\n  \
+         mode: one\n  selector:\n    namespaces: [{NAMESPACE}]\n    labelSelectors: {{app: peer}}\n{PARTITION}"
+    );
+    let name = bench.lab.apply(&one)?.name;
+    let before = bench.injected(&name)?;
+    let annotate = |value: &str| {
+        let pause = format!("experiment.chaos-mesh.org/pause={value}");
+        let words = ["annotate", "--overwrite", "networkchaos", &name, &pause];
+        step::output(&mut bench.lab.kubectl(words))
+    };
+    annotate("true")?;
+    let paused = bench.lab.wait_for_phase(&name, "Paused", PATIENCE)?;
+    ensure!(condition(&paused, "Paused") == Some(true), "{paused:?}");
+    ensure!(all_are(&paused, RecordPhase::NotInjected), "{paused:?}");
+    let quiet = next_second();
+    let quiet = Stats::over(&bench.lab.settled_paths(quiet.start, quiet.end)?, &quiet);
+    ensure!(quiet.loss() == 0.0, "{quiet:?}");
+    annotate("false")?;
+    let again = bench.injected(&name)?;
+    ensure!(condition(&again, "Paused") == Some(false), "{again:?}");
+    ensure!(
+        drawn(&again, ".") == drawn(&before, "."),
+        "{before:?} {again:?}"
+    );
+    ensure!(
+        again
+            .experiment
+            .container_records
+            .iter()
+            .all(|record| record.injected_count == 2),
+        "{again:?}"
+    );
+    bench.lab.delete(&name).map(drop)
+}
+
+fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> Result<()> {
+    bench.lab.create(&[("victim", &[("app", "victim")])])?;
+    let words = [
+        "wait",
+        "--for=condition=Ready",
+        "--timeout=60s",
+        "pod/victim",
+    ];
+    step::output(&mut bench.lab.kubectl(words))?;
+    let rest = "  action: delay\n  delay: {latency: 50ms}\n";
+    let name = bench
+        .lab
+        .apply(&document("bereft", "victim", "a", rest))?
+        .name;
+    bench.injected(&name)?;
+    let words = ["delete", "pod", "victim", "--timeout=60s"];
+    step::output(&mut bench.lab.kubectl(words))?;
+    let status = bench
+        .lab
+        .wait_for(&name, "the pod to be missed", PATIENCE, |status| {
+            let records = &status.experiment.container_records;
+            records
+                .iter()
+                .any(|record| record.selector_key == "." && record.recovered_count == 1)
+        })?;
+    let record = ours(&status)
+        .records
+        .into_iter()
+        .find(|record| record.selector_key == ".");
+    note!("{:?}", record.and_then(|record| record.reason));
+    let started = Instant::now();
+    bench.lab.delete(&name)?;
+    ensure!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    Ok(())
+}
+
+fn a_legacy_scheduler_repeats_its_rounds(bench: &Bench<'_>) -> Result<()> {
+    const EVERY: Duration = Duration::from_secs(6);
+    let rest = "  action: partition\n  duration: 3s\n  scheduler: {cron: \"@every 6s\"}\n";
+    let applied = bench.lab.apply(&document("rounds", "a", "b", rest))?;
+    let mut firsts = Vec::new();
+    for number in 1..=3 {
+        let status =
+            bench
+                .lab
+                .wait_for(&applied.name, "the end of a round", PATIENCE, |status| {
+                    let ours = ours(status);
+                    ours.round == Some(number) && ours.phase.as_deref() == Some("Waiting")
+                })?;
+        ensure!(ours(&status).next_start.is_some(), "{status:?}");
+        let until = clock::now();
+        let since = until - nanos(Duration::from_secs(5));
+        let paths = bench.lab.paths(since)?;
+        let asked = paths
+            .iter()
+            .filter(|path| path.from == "a" && path.to == "b");
+        let (first, last) = first_and_last(asked, &(since..until), Sign::Refused)
+            .with_context(|| format!("round {number} refused nothing"))?;
+        let lasted = Duration::from_nanos(last - first);
+        ensure!(
+            lasted > SPAN && lasted < Duration::from_millis(3300),
+            "round {number} lasted {lasted:?}"
+        );
+        firsts.push(first);
+    }
+    for pair in firsts.windows(2) {
+        if let &[one, next] = pair {
+            let apart = Duration::from_nanos(next - one);
+            note!("rounds {:.2} s apart", apart.as_secs_f64());
+            ensure!(
+                apart.abs_diff(EVERY) < Duration::from_secs(1),
+                "{apart:?} apart"
+            );
+        }
+    }
+    bench.lab.delete(&applied.name).map(drop)
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask demo`: a person sees a fault come, bite and go. Act one happens on a bare machine,
+//! while Kubernetes still compiles; act two in a cluster, with operator and agent as pods.
+//!
+//! Here is the order of things and what is told to whom. Not here: what happens in an act
+//! (`act_one.rs`, `act_two.rs`), what is made of it (`report.rs`), pods and peers (`lab.rs`).
+
+mod act_one;
+mod act_two;
+mod report;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+
+use self::report::Report;
+use crate::{out::say, setup};
+
+/// What to show.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Write the same as data, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only one of the two: `one` is a bare machine, `two` a cluster
+    #[arg(long)]
+    act: Option<Act>,
+}
+
+/// A part of the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Act {
+    One,
+    Two,
+}
+
+/// `cargo xtask demo`.
+///
+/// # Errors
+/// If a part of setup fails (the error says what to install), or a fault does not do what it should.
+pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    let wants = |act| options.act.is_none_or(|only| only == act);
+    setup::apt::ensure()?;
+    if wants(Act::Two) {
+        setup::rootfs::check_root()?;
+        // It compiles from here on; who needs it waits for it (`cluster::up`).
+        let _building = setup::kube::start(root)?;
+    }
+    let mut report = Report::default();
+    let done = acts(root, &wants, &mut report);
+    // What was seen before something failed is worth keeping.
+    if let Some(file) = &options.json {
+        let mut text = serde_json::to_string_pretty(&report)?;
+        text.push('\n');
+        fs::write(file, text).with_context(|| format!("failed to write {}", file.display()))?;
+    }
+    done
+}
+
+fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Result<()> {
+    if wants(Act::One) {
+        say!("Act one: one process of two is slowed, by hand, for five seconds.");
+        let fault = timed(report, "act one", |_| act_one::run(root))?;
+        say!("{}", fault.render());
+        report.bare_machine = Some(fault);
+    }
+    if wants(Act::Two) {
+        say!(
+            "Act two: a cluster; three pods labelled app.kubernetes.io/component=tikv and a client \
+             probe each other by UDP, 20 times a second each."
+        );
+        timed(report, "act two", |report| act_two::run(root, report))?;
+    }
+    for (name, seconds) in &report.seconds {
+        say!("{name:<24} {seconds:>6.1} s");
+    }
+    Ok(())
+}
+
+/// Does a part of the work and notes how long it took.
+fn timed<T>(
+    report: &mut Report,
+    name: &str,
+    work: impl FnOnce(&mut Report) -> Result<T>,
+) -> Result<T> {
+    let started = Instant::now();
+    let result = work(report);
+    let seconds = started.elapsed().as_secs_f64();
+    report.seconds.push((name.to_owned(), seconds));
+    result
+}
