@@ -4,6 +4,7 @@
 //! operator meets an experiment that another one has begun.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chaos_api::rounds::Round;
 use chaos_api::v1alpha1::names::CONDITION_PAUSED;
@@ -97,9 +98,18 @@ pub enum Hold {
         since: Timestamp,
         /// The first generation without it, once that is known.
         generation: Option<u64>,
-        /// When the kernel ends it by itself, if it has a deadline of its own.
-        ends_at: Option<Timestamp>,
+        /// When the kernel ends it by itself.
+        end: End,
     },
+}
+
+/// When a kernel ends a fault by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At its own deadline.
+    At(Timestamp),
+    /// When its agent has been dead for this long.
+    Lease(Duration),
 }
 
 /// What the node of a record reports.
@@ -125,6 +135,8 @@ pub struct Report {
     pub armed_at: Option<Timestamp>,
     /// When the kernel ends it by itself.
     pub expiry: Option<Timestamp>,
+    /// The longest lease that was seen on it; a fault that delays for long has a long one.
+    pub lease: Duration,
 }
 
 /// What kernels counted.

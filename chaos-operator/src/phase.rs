@@ -14,14 +14,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::assign::Share;
 use crate::cluster::{Cluster, is_completed};
-use crate::kept::{Counts, Hold, KeptRecord};
+use crate::kept::{Counts, End, Hold, KeptRecord};
 use crate::notice::Notice;
 use crate::view::{Seen, View};
 
 pub mod summary;
 
-/// The longest that a fault without a deadline of its own goes on in a kernel whose agent is dead:
-/// the lease that an agent leaves to its successor.
+/// How long a fault without a deadline of its own may go on in a kernel whose agent is dead: the
+/// lease that an agent leaves to its successor. One that was seen to be longer counts instead.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(120);
 
 /// How long an agent that was away when a fault's own deadline passed may take to come back and
@@ -197,6 +197,8 @@ fn observe(
                 record.report.armed_at = Some(armed_at);
             }
             record.report.expiry = after(at, fault.expires_in_ms);
+            let lease = Duration::from_millis(fault.expires_in_ms);
+            record.report.lease = record.report.lease.max(lease);
             injected(record, around, notices);
         }
         Phase::Expired => {
@@ -291,7 +293,10 @@ fn withdraw(record: &mut KeptRecord, around: &Surroundings<'_>, notices: &mut Ve
             node: node.clone(),
             since: around.now,
             generation: None,
-            ends_at: around.ends_at,
+            end: match around.ends_at {
+                Some(at) => End::At(at),
+                None => End::Lease(record.report.lease.max(LONGEST_LEASE)),
+            },
         };
     }
     let Hold::Withdrawn { .. } = &record.hold else {
@@ -321,7 +326,7 @@ fn absence(record: &KeptRecord, around: &Surroundings<'_>) -> Absence {
     let Hold::Withdrawn {
         node,
         generation,
-        ends_at,
+        end,
         ..
     } = &record.hold
     else {
@@ -351,30 +356,32 @@ fn absence(record: &KeptRecord, around: &Surroundings<'_>) -> Absence {
         return Absence::Unknown(reason.filter(|reason| !reason.is_empty()));
     }
     let since = agent.since;
-    if around.now >= settled_at(*ends_at, since) {
-        let why = match ends_at {
-            Some(end) => format!("its deadline in the kernel was {end:.0}"),
-            None => "an agent that is gone leaves a lease of at most 120 s; one that is only cut \
-                     off takes it away when it is back"
-                .to_owned(),
+    let settled_at = settled_at(*end, since);
+    if around.now >= settled_at {
+        let why = match end {
+            End::At(at) => format!("its deadline in the kernel was {at:.0}"),
+            End::Lease(lease) => format!(
+                "an agent that is gone leaves a lease of at most {} s; one that is only cut off \
+                 takes it away when it is back",
+                lease.as_secs()
+            ),
         };
         return Absence::ByDefinition(format!(
             "the agent of node {node} has been away since {since:.0}; {why}"
         ));
     }
     Absence::Unknown(Some(format!(
-        "the agent of node {node} has been away since {since:.0}; the fault ends by itself at {:.0} \
-         at the latest",
-        settled_at(*ends_at, since)
+        "the agent of node {node} has been away since {since:.0}; the fault ends by itself at \
+         {settled_at:.0} at the latest"
     )))
 }
 
 /// When a fault on a node whose agent is away counts as ended.
 #[must_use]
-pub fn settled_at(ends_at: Option<Timestamp>, away_since: Timestamp) -> Timestamp {
-    let (start, span) = match ends_at {
-        Some(end) => (end.max(away_since), DEADLINE_GRACE),
-        None => (away_since, LONGEST_LEASE),
+pub fn settled_at(end: End, away_since: Timestamp) -> Timestamp {
+    let (start, span) = match end {
+        End::At(at) => (at.max(away_since), DEADLINE_GRACE),
+        End::Lease(lease) => (away_since, lease),
     };
     start.checked_add(span).unwrap_or(Timestamp::MAX)
 }

@@ -26,11 +26,11 @@ pub(super) fn look_again_at(
         .then(|| around.now + REFRESH_EVERY);
     // An agent that is away cannot wake us when its faults have ended by themselves.
     let settled = kept.records.iter().filter_map(|record| {
-        let Hold::Withdrawn { node, ends_at, .. } = &record.hold else {
+        let Hold::Withdrawn { node, end, .. } = &record.hold else {
             return None;
         };
         let node = around.view.node(node);
-        (!node.connected).then(|| settled_at(*ends_at, node.since))
+        (!node.connected).then(|| settled_at(*end, node.since))
     });
     let summary = summary::changes_at(kept, around.view, around.now);
     window

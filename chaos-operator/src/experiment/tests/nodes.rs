@@ -45,6 +45,22 @@ fn an_agent_that_stays_away_is_clean_when_its_lease_has_run_out() {
 }
 
 #[test]
+fn a_fault_that_delays_for_long_has_a_longer_lease() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    for seen in bench.view.faults.values_mut() {
+        seen.fault.expires_in_ms = 300_000;
+    }
+    bench.look();
+    bench.agent_leaves();
+    bench.ask_to_delete();
+    bench.pass(299);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    bench.pass(1);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
 fn a_fault_with_a_deadline_is_clean_when_that_has_passed() {
     let mut bench = Bench::new(&lasting("300s"));
     bench.settle();
