@@ -16,7 +16,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Uri};
 
 use crate::agents::Agents;
 
@@ -52,38 +52,44 @@ enum Error {
     WrongNode { expected: String, found: String },
 }
 
-/// Keeps a stream to the agent of `node` until it is dropped. `address` may change.
+/// Where an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) address: SocketAddr,
+    /// The kubelet says that it is ready: worth another try at once.
+    pub(super) serves: bool,
+}
+
+/// Keeps a stream to the agent of `node` until it is dropped. `endpoint` may change.
 pub(super) async fn run(
     agents: Agents,
     node: String,
-    mut address: watch::Receiver<SocketAddr>,
+    mut endpoint: watch::Receiver<Endpoint>,
     tls: Tls,
 ) {
     let mut backoff = FIRST_BACKOFF;
     loop {
-        let target = *address.borrow_and_update();
+        let address = endpoint.borrow_and_update().address;
         let began = tokio::time::Instant::now();
         let result = tokio::select! {
-            result = stream(&agents, &node, target, &tls) => result,
-            Ok(()) = address.changed() => {
-                tracing::info!(node, old = %target, "the agent has a new address");
-                agents.lost(&node, Timestamp::now());
-                backoff = FIRST_BACKOFF;
-                continue;
-            }
+            result = stream(&agents, &node, address, &tls) => Some(result),
+            Ok(_) = endpoint.wait_for(|new| new.address != address) => None,
         };
         agents.lost(&node, Timestamp::now());
-        let Err(error) = result;
+        let Some(Err(error)) = result else {
+            tracing::info!(node, old = %address, "the agent has a new address");
+            backoff = FIRST_BACKOFF;
+            continue;
+        };
         if began.elapsed() > LAST_BACKOFF {
             backoff = FIRST_BACKOFF;
         }
         let reason = error_chain(&error);
-        tracing::warn!(node, address = %target, reason, retry_in = ?backoff, "no stream to agent");
+        tracing::warn!(node, %address, reason, retry_in = ?backoff, "no stream to agent");
         tokio::select! {
-            () = tokio::time::sleep(backoff) => {}
-            Ok(()) = address.changed() => address.mark_changed(),
+            () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(LAST_BACKOFF),
+            Ok(()) = endpoint.changed() => backoff = FIRST_BACKOFF,
         }
-        backoff = (backoff * 2).min(LAST_BACKOFF);
     }
 }
 
@@ -144,7 +150,7 @@ async fn connect(
     config: Arc<rustls::ClientConfig>,
 ) -> Result<Channel, tonic::transport::Error> {
     // The scheme is that of what HTTP/2 sees: TLS is underneath, in the connector.
-    Endpoint::from_shared(format!("http://{address}"))?
+    tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)

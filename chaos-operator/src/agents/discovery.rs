@@ -11,7 +11,8 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::agents::{Agents, Tls, connection};
+use crate::agents::connection::{self, Endpoint};
+use crate::agents::{Agents, Tls};
 
 /// Name of the agents' Service.
 pub const SERVICE: &str = "chaos-agent";
@@ -26,8 +27,7 @@ pub async fn run(client: Client, namespace: &str, port: u16, agents: Agents, tls
         .default_backoff()
         .reflect(writer)
         .boxed();
-    let mut streams: BTreeMap<String, (watch::Sender<SocketAddr>, JoinHandle<()>)> =
-        BTreeMap::new();
+    let mut streams: BTreeMap<String, (watch::Sender<Endpoint>, JoinHandle<()>)> = BTreeMap::new();
     loop {
         match events.try_next().await {
             Ok(Some(event)) => {
@@ -42,7 +42,7 @@ pub async fn run(client: Client, namespace: &str, port: u16, agents: Agents, tls
                 continue;
             }
         }
-        let found = addresses(slices.state().iter().map(AsRef::as_ref), port);
+        let found = endpoints(slices.state().iter().map(AsRef::as_ref), port);
         streams.retain(|node, (_, task)| {
             let is_there = found.contains_key(node);
             if !is_there {
@@ -52,46 +52,47 @@ pub async fn run(client: Client, namespace: &str, port: u16, agents: Agents, tls
             }
             is_there
         });
-        for (node, address) in found {
+        for (node, endpoint) in found {
             if let Some((current, _)) = streams.get(&node) {
-                current.send_if_modified(|old| std::mem::replace(old, address) != address);
+                current.send_if_modified(|old| std::mem::replace(old, endpoint) != endpoint);
                 continue;
             }
-            let (sender, receiver) = watch::channel(address);
+            let (sender, receiver) = watch::channel(endpoint);
             let task = connection::run(agents.clone(), node.clone(), receiver, tls.clone());
             streams.insert(node, (sender, tokio::spawn(task)));
         }
     }
 }
 
-/// One address per node: of an endpoint that is ready, else of any. An agent that is alive but not
-/// ready can still take faults away.
-fn addresses<'a>(
+/// One endpoint per node: one that serves, else any. An agent that is alive but not ready can still
+/// take faults away.
+fn endpoints<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port: u16,
-) -> BTreeMap<String, SocketAddr> {
-    let mut found: BTreeMap<String, (bool, SocketAddr)> = BTreeMap::new();
+) -> BTreeMap<String, Endpoint> {
+    let mut found: BTreeMap<String, Endpoint> = BTreeMap::new();
     for endpoint in slices.flat_map(|slice| slice.endpoints.iter().flatten()) {
         let Some(node) = &endpoint.node_name else {
             continue;
         };
         let conditions = endpoint.conditions.as_ref();
-        let is_ready = conditions
-            .and_then(|conditions| conditions.ready)
+        // `ready` is always true where the Service publishes addresses that are not.
+        let serves = conditions
+            .and_then(|conditions| conditions.serving.or(conditions.ready))
             .unwrap_or(true);
         let addresses = endpoint.addresses.iter();
         for ip in addresses.filter_map(|address| address.parse::<IpAddr>().ok()) {
-            let candidate = (is_ready, SocketAddr::new(ip, port));
+            let candidate = Endpoint {
+                address: SocketAddr::new(ip, port),
+                serves,
+            };
             let best = found.entry(node.clone()).or_insert(candidate);
-            if candidate.0 && !best.0 {
+            if serves && !best.serves {
                 *best = candidate;
             }
         }
     }
     found
-        .into_iter()
-        .map(|(node, (_, address))| (node, address))
-        .collect()
 }
 
 #[cfg(test)]
@@ -99,13 +100,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_node_has_one_address_and_ready_ones_are_preferred() {
+    fn each_node_has_one_endpoint_and_those_that_serve_are_preferred() {
         let slice = |text: &str| -> EndpointSlice { serde_norway::from_str(text).unwrap() };
         let slices = [
             slice(
                 "{metadata: {name: a}, addressType: IPv4, endpoints: [
                     {addresses: [10.0.0.1], nodeName: n1, conditions: {ready: false}},
-                    {addresses: [10.0.0.2], nodeName: n2, conditions: {ready: false}},
+                    {addresses: [10.0.0.2], nodeName: n2, conditions: {ready: true, serving: false}},
                     {addresses: [10.0.0.9], conditions: {ready: true}}]}",
             ),
             slice(
@@ -114,8 +115,11 @@ mod tests {
                     {addresses: [host.example], nodeName: n3}]}",
             ),
         ];
-        let found = addresses(slices.iter(), 31767);
-        let shown: Vec<String> = found.iter().map(|(n, a)| format!("{n}={a}")).collect();
-        assert_eq!(shown, ["n1=10.0.0.3:31767", "n2=10.0.0.2:31767"]);
+        let found = endpoints(slices.iter(), 31767);
+        let shown = |(node, endpoint): (&String, &Endpoint)| {
+            format!("{node}={} {}", endpoint.address, endpoint.serves)
+        };
+        let shown: Vec<String> = found.iter().map(shown).collect();
+        assert_eq!(shown, ["n1=10.0.0.3:31767 true", "n2=10.0.0.2:31767 false"]);
     }
 }

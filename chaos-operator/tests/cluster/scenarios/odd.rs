@@ -105,11 +105,20 @@ pub(super) async fn health_and_metrics_are_served(world: &mut World) -> Result<(
         .await?;
     let port = world.metrics_port();
     ensure!(get(port, "/readyz").await?.contains("ok, leading"));
-    let metrics = get(port, "/metrics").await?;
-    for line in [
+    let lines = [
         r#"chaos_controller_manager_chaos_experiments{namespace="shop",kind="NetworkChaos",phase="running"} 1"#,
         r#"faultline_operator_agents{state="connected"} 1"#,
-    ] {
+    ];
+    let mut metrics = String::new();
+    // The operator hears a little later than we that the one before is gone.
+    for _ in 0..50 {
+        metrics = get(port, "/metrics").await?;
+        if lines.iter().all(|line| metrics.contains(line)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for line in lines {
         ensure!(metrics.contains(line), "{line} in {metrics}");
     }
     world.delete("counted").await?;
