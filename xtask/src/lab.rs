@@ -117,6 +117,11 @@ impl<'a> Lab<'a> {
         feed(self.kubectl(words), document)
     }
 
+    /// Its name.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// The cluster it is in.
     pub(crate) fn cluster(&self) -> &Cluster {
         self.cluster

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     lab::{
-        chaos::{all_are, condition, lost_by_model, ours},
+        chaos::{Counted, all_are, condition, lost_by_model, ours},
         nanos,
         samples::{Sign, Stats},
     },
@@ -94,6 +94,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
 ) -> Result<()> {
     // IPv6 has neighbours to solicit, which the kernel counts and no peer misses.
     bench.lab.introduce_all(false)?;
+    let before = bench.lab.counted("loss")?;
     let loss = "  action: loss\n  loss: {loss: \"30\"}\n  duration: 6s\n  faultline: {sample: {seed: 42}}\n";
     let seen = bench.watch(&document("loss", "a", "b", loss));
     bench.lab.introduce_all(true)?;
@@ -109,19 +110,20 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
         let to = if from == "a" { "b" } else { "a" };
         Stats::over(seen.between(from, to), &whole).lost as u64
     });
-    let status = ours(&seen.after);
-    let (matched, hit) = (
-        status.matched.unwrap_or_default(),
-        status.hits.unwrap_or_default(),
-    );
+    let Counted { matched, hits: hit } = bench.lab.counted("loss")?.since(before);
     note!(
         "matched {matched}, hit {hit}, model {}, missed by the peers {missed:?}; {:.0} % and {:.0} %",
         lost_by_model(42, 30, matched),
         there.loss() * 100.0,
         back.loss() * 100.0
     );
-    ensure!(hit == lost_by_model(42, 30, matched), "{status:?}");
-    ensure!(hit == missed.iter().sum::<u64>(), "{missed:?}, {status:?}");
+    ensure!(hit == lost_by_model(42, 30, matched), "not the model's");
+    ensure!(hit == missed.iter().sum::<u64>(), "not what the peers miss");
+    let status = ours(&seen.after);
+    ensure!(
+        (status.matched, status.hits) == (Some(matched), Some(hit)),
+        "the status does not end with the kernel's last word: {status:?}"
+    );
     ensure!(there.refused == 0, "the sender was told: {there:?}");
     ensure!((0.15..0.45).contains(&there.loss()), "{there:?}");
     for (from, to) in [("a", "c"), ("c", "b"), ("c", "d")] {

@@ -16,7 +16,7 @@ use crate::{
     image,
     lab::{
         Lab,
-        chaos::{self, Applied, PATIENCE},
+        chaos::{self, Applied, Counted, PATIENCE},
         clock, nanos,
         samples::{Path, Sign, first_and_last},
         sleep_until,
@@ -187,6 +187,7 @@ fn cluster(root: &FilePath) -> Result<Cluster> {
 fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Result<Fault> {
     step.progress("before");
     sleep_until(quiet_since + nanos(SPAN));
+    let before = lab.counted(name_of(case.document))?;
     let applied = lab.apply(case.document)?;
     let name = &applied.name;
     step.progress("during: kubectl wait --for=condition=AllInjected");
@@ -206,6 +207,7 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
     step.progress("until its duration is over");
     let after = lab.wait_for_phase(name, "Finished", PATIENCE)?;
     let verdict = lab.verdict(name, &after)?;
+    let counted = lab.counted(name)?.since(before);
     step.progress("after");
     let until = clock::now() + nanos(SPAN);
     sleep_until(until);
@@ -226,7 +228,7 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
         asked: case.asked.to_owned(),
         document: case.document.to_owned(),
         paths: groups.collect(),
-        kernel: kernel(&after),
+        kernel: kernel(counted),
         mechanisms: mechanisms(&during),
         conditions: [conditions(&during), conditions(&after)],
         remarks: listed.lines().map(|line| format!("$ {line}")).collect(),
@@ -237,8 +239,10 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
     match case.sign {
         Sign::SlowerThan(_) => fault.remarks.insert(0, added(&fault.paths)),
         Sign::Lost => {
-            let seed = chaos::seed_of(case.document);
-            fault.kernel.hits_by_model = Some(model(&after, seed.unwrap_or_default()));
+            // Only tikv-0 sends what is asked for: one rule, which draws from the seed's start.
+            let seed = chaos::seed_of(case.document).unwrap_or_default();
+            let model = chaos::lost_by_model(seed, LOSS_PERCENT, counted.matched);
+            fault.kernel.hits_by_model = Some(model);
             let lost = paths
                 .iter()
                 .filter(is_asked)
@@ -269,23 +273,12 @@ fn added(rows: &[Figures]) -> String {
     )
 }
 
-fn kernel(status: &ChaosStatus) -> Kernel {
-    let ours = chaos::ours(status);
+fn kernel(Counted { matched, hits }: Counted) -> Kernel {
     Kernel {
-        matched: ours.matched.unwrap_or_default(),
-        hits: ours.hits.unwrap_or_default(),
+        matched,
+        hits,
         ..Kernel::default()
     }
-}
-
-/// Every record has a rule of its own, which draws from the start of the seed's sequence.
-fn model(status: &ChaosStatus, seed: u64) -> u64 {
-    let records = chaos::ours(status).records;
-    let lost = records
-        .iter()
-        .filter_map(|record| record.matched)
-        .map(|matched| chaos::lost_by_model(seed, LOSS_PERCENT, matched));
-    lost.sum()
 }
 
 fn mechanisms(status: &ChaosStatus) -> Vec<String> {

@@ -34,9 +34,49 @@ pub(crate) struct Event {
 /// A fault as `chaos-agent faults --json` lists it, as far as it is read here.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct HeldFault {
+    /// `<uid of the experiment>/<round>/<selector key>/<record>`
+    pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) record: String,
     pub(crate) phase: String,
+}
+
+/// What the kernels of all nodes have counted for the experiments of a name, also those that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// Packets that the faults applied to.
+    pub(crate) matched: u64,
+    /// Packets that they were done to.
+    pub(crate) hits: u64,
+}
+
+impl Counted {
+    /// What has come since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            matched: self.matched.saturating_sub(earlier.matched),
+            hits: self.hits.saturating_sub(earlier.hits),
+        }
+    }
+
+    /// Adds what an agent's /metrics says of the experiments `namespace/name`.
+    fn add(&mut self, metrics: &str, namespace: &str, name: &str) {
+        let whose = format!("namespace=\"{namespace}\",name=\"{name}\",");
+        for line in metrics.lines() {
+            let Some((labels, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            if !labels.starts_with("faultline_hits_total{") || !labels.contains(&whose) {
+                continue;
+            }
+            let value = value.parse().unwrap_or(0);
+            if labels.contains("outcome=\"matched\"") {
+                self.matched += value;
+            } else if labels.contains("outcome=\"injected\"") {
+                self.hits += value;
+            }
+        }
+    }
 }
 
 impl Lab<'_> {
@@ -178,22 +218,42 @@ impl Lab<'_> {
         Ok(list.items)
     }
 
+    /// What the agents of all nodes have counted for the experiments of this name: each says it in
+    /// its /metrics, and the kernel's last word on a fault stays there.
+    ///
+    /// # Errors
+    /// If an agent cannot be asked.
+    pub(crate) fn counted(&self, name: &str) -> Result<Counted> {
+        let mut counted = Counted::default();
+        for agent in self.agents()? {
+            let pod = agent.trim_start_matches("pod/");
+            let path = format!("/api/v1/namespaces/faultline/pods/{pod}:31766/proxy/metrics");
+            let metrics = step::output(&mut self.kubectl(["get", "--raw", &path]))?;
+            counted.add(&metrics, self.namespace(), name);
+        }
+        Ok(counted)
+    }
+
+    /// The pods of the agents, as `pod/<name>`.
+    fn agents(&self) -> Result<Vec<String>> {
+        let words = [
+            "get",
+            "pods",
+            "--namespace=faultline",
+            "--selector=app.kubernetes.io/name=chaos-agent",
+            "--output=name",
+        ];
+        let pods = step::output(self.cluster().kubectl().args(words))?;
+        Ok(pods.lines().map(str::to_owned).collect())
+    }
+
     /// What the agents of all nodes hold, asked in their pods.
     ///
     /// # Errors
     /// If an agent cannot be asked.
     pub(crate) fn held(&self) -> Result<Vec<HeldFault>> {
-        let selector = "--selector=app.kubernetes.io/name=chaos-agent";
-        let words = [
-            "get",
-            "pods",
-            "--namespace=faultline",
-            selector,
-            "--output=name",
-        ];
-        let pods = step::output(self.cluster().kubectl().args(words))?;
         let mut faults = Vec::new();
-        for pod in pods.lines() {
+        for pod in &self.agents()? {
             let words = ["exec", "--namespace=faultline", pod, "--"];
             let inside = ["/chaos-agent", "faults", "--json"];
             let text = step::output(self.cluster().kubectl().args(words).args(inside))?;
@@ -204,11 +264,14 @@ impl Lab<'_> {
         Ok(faults)
     }
 
-    /// Says how an experiment ended: the operator's word, and what the kernels hold of it.
+    /// Says how an experiment (or its last round) ended: the operator's word, and what the agents read
+    /// back from their kernels.
     ///
     /// # Errors
     /// If an agent cannot be asked, or if something is left.
     pub(crate) fn verdict(&self, name: &str, status: &ChaosStatus) -> Result<String> {
+        // The next round may have begun by the time that the agents are asked.
+        let round = ours(status).round.map(|round| format!("/{round}/"));
         ensure!(
             condition(status, "AllRecovered") == Some(true),
             "{name}: AllRecovered is not True"
@@ -217,6 +280,7 @@ impl Lab<'_> {
             .held()?
             .into_iter()
             .filter(|fault| fault.name == name)
+            .filter(|fault| round.as_ref().is_none_or(|round| fault.id.contains(round)))
             .map(|fault| format!("{} {}", fault.record, fault.phase))
             .collect();
         ensure!(left.is_empty(), "{name}: still held: {}", left.join(", "));
@@ -274,6 +338,31 @@ mod tests {
         assert!((2_850..3_150).contains(&lost), "{lost}");
         assert_eq!(lost, lost_by_model(7, 30, 10_000));
         assert_eq!(lost_by_model(7, 100, 50), 50);
+    }
+
+    #[test]
+    fn the_counts_of_one_experiment_are_found_among_the_metrics() {
+        let labels = "kind=\"NetworkChaos\",namespace=\"ns\",name=\"loss\",mechanism=\"tc_egress\"";
+        let metrics = format!(
+            "# TYPE faultline_hits counter
+faultline_hits_total{{{labels},outcome=\"matched\"}} 728
+faultline_hits_total{{{labels},outcome=\"injected\"}} 212
+faultline_hits_total{{{labels},outcome=\"failed\"}} 1
+faultline_hits_total{{{},outcome=\"injected\"}} 9
+faultline_faults_active{{{labels}}} 3
+",
+            labels.replace("\"loss\"", "\"other\"")
+        );
+        let mut counted = Counted::default();
+        counted.add(&metrics, "ns", "loss");
+        let (matched, hits) = (728, 212);
+        assert_eq!(counted, Counted { matched, hits });
+        let earlier = Counted {
+            matched: 8,
+            hits: 2,
+        };
+        let (matched, hits) = (720, 210);
+        assert_eq!(counted.since(earlier), Counted { matched, hits });
     }
 
     #[test]

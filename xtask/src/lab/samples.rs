@@ -9,6 +9,9 @@ use serde::Serialize;
 /// Nanoseconds in a millisecond.
 pub(crate) const MS: u64 = 1_000_000;
 
+/// How far around a datagram its like are looked for; longer than an emulated machine stands still.
+const AROUND: u64 = 500 * MS;
+
 /// A span of time.
 pub(crate) type Span = Range<u64>;
 
@@ -79,20 +82,36 @@ impl Sign {
 }
 
 /// When the first and the last datagram were sent that show the sign; `None`: there is none.
+///
+/// An emulated machine stands still now and then, which makes datagrams slow that nothing was done
+/// to. So a slow one counts only if many around it are slow as well: at either end of a fault half
+/// of them are.
 pub(crate) fn first_and_last<'a>(
     paths: impl IntoIterator<Item = &'a Path>,
     span: &Span,
     sign: Sign,
 ) -> Option<(u64, u64)> {
-    let hits = paths
+    let mut seen: Vec<(u64, bool)> = paths
         .into_iter()
         .flat_map(|path| path.within(span))
-        .filter(|sample| sign.is_on(sample))
-        .map(|sample| sample.sent);
-    hits.fold(None, |seen: Option<(u64, u64)>, at| {
-        let (first, last) = seen.unwrap_or((at, at));
-        Some((first.min(at), last.max(at)))
-    })
+        .map(|sample| (sample.sent, sign.is_on(sample)))
+        .collect();
+    seen.sort_unstable();
+    let counts = |&&(at, is_hit): &&(u64, bool)| {
+        is_hit && (!matches!(sign, Sign::SlowerThan(_)) || is_among_hits(&seen, at))
+    };
+    let mut hits = seen.iter().filter(counts).map(|(at, _)| *at);
+    let first = hits.next()?;
+    Some((first, hits.next_back().unwrap_or(first)))
+}
+
+/// Around this moment, 40 % or more are hits.
+fn is_among_hits(seen: &[(u64, bool)], at: u64) -> bool {
+    let from = seen.partition_point(|(sent, _)| *sent < at.saturating_sub(AROUND));
+    let to = seen.partition_point(|(sent, _)| *sent <= at.saturating_add(AROUND));
+    let around = seen.get(from..to).unwrap_or_default();
+    let hits = around.iter().filter(|(_, is_hit)| *is_hit).count();
+    hits * 5 >= around.len() * 2
 }
 
 /// Figures of some datagrams.
@@ -205,16 +224,37 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_machine_that_stands_still_for_a_moment_is_no_fault() {
+        let fates = |slow: Range<usize>, stall: Range<usize>| {
+            (0..200).map(move |index| {
+                let is_slow = slow.contains(&index) || stall.contains(&index);
+                Fate::Answered(if is_slow { 100_000 } else { 500 })
+            })
+        };
+        let sign = Sign::SlowerThan(50_000);
+        let all = 0..u64::MAX;
+        let paths = [
+            path("a", "b", fates(40..140, 160..163)),
+            path("b", "a", fates(41..139, 160..163)),
+        ];
+        let expected = Some((40 * 50 * MS, 139 * 50 * MS));
+        assert_eq!(first_and_last(&paths, &all, sign), expected);
+        assert_eq!(
+            first_and_last([&path("a", "b", fates(0..0, 10..13))], &all, sign),
+            None
+        );
+    }
+
+    #[test]
     fn the_first_and_the_last_hit_are_found_over_all_paths_within_the_span() {
-        let slow = Fate::Answered(100_000);
-        let quick = Fate::Answered(500);
+        let (lost, quick) = (Fate::Lost, Fate::Answered(500));
         let one = path(
             "a",
             "b",
-            [slow.clone(), quick.clone(), slow.clone(), quick.clone()],
+            [lost.clone(), quick.clone(), lost.clone(), quick.clone()],
         );
-        let other = path("b", "a", [quick.clone(), slow, quick.clone(), quick]);
-        let sign = Sign::SlowerThan(50_000);
+        let other = path("b", "a", [quick.clone(), lost, quick.clone(), quick]);
+        let sign = Sign::Lost;
         let span = 50 * MS..u64::MAX;
         assert_eq!(
             first_and_last([&one, &other], &span, sign),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use chaos_api::v1alpha1::ChaosStatus;
 
-use super::{conditions, mechanisms, when};
+use super::{conditions, kernel, mechanisms, when};
 use crate::{
-    demo::report::{Fault, Figures, Kernel, Spans},
+    demo::report::{Fault, Figures, Spans},
     lab::{
         Lab,
-        chaos::{self, Applied},
+        chaos::{self, Applied, Counted},
         clock, nanos,
         samples::{Path, Sign, Stats, first_and_last},
     },
@@ -40,6 +40,9 @@ struct Round {
     after: ChaosStatus,
     /// Datagrams of the target that arrived at the source between these two moments.
     reverse: u64,
+    /// What the kernel has counted in this round, and in all until its end.
+    counted: Counted,
+    counted_until: Counted,
     verdict: String,
 }
 
@@ -48,11 +51,14 @@ struct Round {
 /// # Errors
 /// If a round does not come, bite and go.
 pub(super) fn watch(lab: &Lab<'_>, step: &Step) -> Result<Vec<Fault>> {
+    let mut before = lab.counted(super::name_of(DOCUMENT))?;
     let applied = lab.apply(DOCUMENT)?;
     let mut rounds = Vec::new();
     for number in 1..=ROUNDS {
         step.progress(format!("round {number}"));
-        rounds.push(watch_round(lab, &applied.name, number)?);
+        let round = watch_round(lab, &applied.name, number, before)?;
+        before = round.counted_until;
+        rounds.push(round);
     }
     let until = clock::now() + nanos(SPAN);
     let paths = lab.settled_paths(applied.asked - nanos(SPAN), until)?;
@@ -63,7 +69,7 @@ pub(super) fn watch(lab: &Lab<'_>, step: &Step) -> Result<Vec<Fault>> {
         .collect()
 }
 
-fn watch_round(lab: &Lab<'_>, name: &str, number: u64) -> Result<Round> {
+fn watch_round(lab: &Lab<'_>, name: &str, number: u64, counted: Counted) -> Result<Round> {
     let is_round = |status: &ChaosStatus| chaos::ours(status).round == Some(number);
     let what = format!("round {number} to run");
     let during = lab.wait_for(name, &what, BETWEEN, |status| {
@@ -82,9 +88,12 @@ fn watch_round(lab: &Lab<'_>, name: &str, number: u64) -> Result<Round> {
         is_round(status) && chaos::ours(status).phase.as_deref() == Some("Waiting")
     })?;
     let over = clock::now();
+    let counted_until = lab.counted(name)?;
     let reverse = lab.arrived(&source, &target)?.saturating_sub(before);
     Ok(Round {
         number,
+        counted: counted_until.since(counted),
+        counted_until,
         seen: (since, over),
         verdict: lab.verdict(name, &after)?,
         source,
@@ -104,7 +113,9 @@ fn conclude(round: &Round, applied: &Applied, paths: &[Path]) -> Result<Fault> {
         during,
         after,
         reverse,
+        counted,
         verdict,
+        ..
     } = round;
     let there = |path: &&Path| path.from == *source && path.to == *target;
     let back = |path: &&Path| path.from == *target && path.to == *source;
@@ -119,11 +130,6 @@ fn conclude(round: &Round, applied: &Applied, paths: &[Path]) -> Result<Fault> {
         hits.1 + nanos(SPAN),
     );
     let cut = Stats::over(paths.iter().filter(there), &spans.during);
-    let ours = chaos::ours(after);
-    let record = ours
-        .records
-        .iter()
-        .find(|record| record.selector_key == ".");
     let others = |path: &&Path| !there(path) && !back(path);
     let figures = |who: &str, rows| Figures::of(who, rows, &spans);
     let mut fault = Fault {
@@ -143,11 +149,7 @@ fn conclude(round: &Round, applied: &Applied, paths: &[Path]) -> Result<Fault> {
             ),
             figures("all other paths", paths.iter().filter(others)),
         ],
-        kernel: Kernel {
-            matched: record.and_then(|one| one.matched).unwrap_or_default(),
-            hits: record.and_then(|one| one.hits).unwrap_or_default(),
-            ..Kernel::default()
-        },
+        kernel: kernel(*counted),
         mechanisms: mechanisms(during),
         conditions: [conditions(during), conditions(after)],
         remarks: vec![format!(
