@@ -284,9 +284,11 @@ impl Node {
                 Err(_) => continue,
             };
             let armed = armed.clone();
-            entry.conclude(&self.executor, &armed, outcome);
-            if let Err(error) = self.executor.disarm(&armed) {
-                tracing::warn!(fault = %armed.fault.id, %error, "failed to remove the rules of a target that is gone");
+            match self.executor.disarm(&armed) {
+                Ok(()) => entry.conclude(&self.executor, &armed, outcome),
+                Err(error) => {
+                    tracing::warn!(fault = %armed.fault.id, %error, "failed to remove the rules of a target that is gone; will try again");
+                }
             }
         }
     }
@@ -345,12 +347,13 @@ impl Node {
             // To be armed again otherwise, or the node is halted.
             Outcome::Moved
         };
-        entry.conclude(&self.executor, &armed, outcome);
         match self.executor.disarm(&armed) {
-            Ok(()) => tracing::info!(fault = %id, "disarmed"),
+            Ok(()) => {
+                tracing::info!(fault = %id, "disarmed");
+                entry.conclude(&self.executor, &armed, outcome);
+            }
             Err(error) => {
                 tracing::warn!(fault = %id, %error, "failed to disarm; will try again");
-                entry.state = State::Armed(armed);
             }
         }
     }
@@ -393,6 +396,10 @@ impl Node {
             let State::Recovering { armed, since_ns } = &entry.state else {
                 return matches!(entry.state, State::Armed(_));
             };
+            if *since_ns == now {
+                // Its last counts are to be seen once.
+                return true;
+            }
             match executor.traces(armed) {
                 Ok(None) => {
                     tracing::info!(fault = %id, "recovered, kernel verified clean");

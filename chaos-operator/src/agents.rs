@@ -55,6 +55,8 @@ struct Node {
     carried_out: u64,
     /// By fault id, so that those of an experiment are next to each other.
     observed: BTreeMap<String, Seen>,
+    /// The last words on faults that have gone lately, by id.
+    ended: BTreeMap<String, ObservedFault>,
 }
 
 /// What one experiment wants of a node.
@@ -183,6 +185,10 @@ impl Agents {
             let own = own.take_while(|(id, _)| id.starts_with(&prefix));
             view.faults
                 .extend(own.map(|(id, seen)| ((name.clone(), id.clone()), seen.clone())));
+            let ended = node.ended.range(prefix.clone()..);
+            let ended = ended.take_while(|(id, _)| id.starts_with(&prefix));
+            view.ended
+                .extend(ended.map(|(id, last)| ((name.clone(), id.clone()), last.clone())));
         }
         view
     }
@@ -261,6 +267,11 @@ impl Agents {
             concerned.insert(owner_of(id).to_owned());
         }
         node.observed = new;
+        node.ended = set
+            .ended
+            .into_iter()
+            .map(|fault| (fault.id.clone(), fault))
+            .collect();
         table.wake(&concerned);
     }
 
@@ -308,6 +319,7 @@ impl Node {
             since: now,
             carried_out: 0,
             observed: BTreeMap::new(),
+            ended: BTreeMap::new(),
         }
     }
 }

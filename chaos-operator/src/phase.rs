@@ -79,8 +79,7 @@ fn count(record: &mut KeptRecord, around: &Surroundings<'_>) {
     let (Hold::Asked { node, .. } | Hold::Withdrawn { node, .. }) = &record.hold else {
         return;
     };
-    let seen = around.view.fault(node, &record.fault_id);
-    if let Some(counters) = seen.and_then(|seen| seen.fault.counters.as_ref()) {
+    if let Some(counters) = around.view.counters(node, &record.fault_id) {
         record.report.count(Counts {
             hits: counters.injected.saturating_add(counters.would_inject),
             matched: counters.matched,
@@ -113,6 +112,7 @@ fn ask(
             node: node.to_owned(),
             since: around.now,
             generation: None,
+            ends_at: around.ends_at,
         };
         record.report.unsupported = false;
         record.report.failed = false;
@@ -288,12 +288,14 @@ fn withdraw(record: &mut KeptRecord, around: &Surroundings<'_>, notices: &mut Ve
     if record.report.unsupported {
         record.hold = Hold::Nothing;
     }
-    if let Hold::Asked { node, .. } = &record.hold {
+    if let Hold::Asked { node, ends_at, .. } = &record.hold {
+        // Between two rounds there is no end any more, but what was asked for had one.
+        let ends_at = ends_at.or(around.ends_at);
         record.hold = Hold::Withdrawn {
             node: node.clone(),
             since: around.now,
             generation: None,
-            end: match around.ends_at {
+            end: match ends_at {
                 Some(at) => End::At(at),
                 None => End::Lease(record.report.lease.max(LONGEST_LEASE)),
             },

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use chaos_proto::agent::ObservedFault;
+use chaos_proto::agent::{Counters, ObservedFault};
 use jiff::Timestamp;
 
 /// What agents have reported.
@@ -13,6 +13,8 @@ pub struct View {
     pub nodes: BTreeMap<String, NodeView>,
     /// Faults of this experiment, by node and fault id.
     pub faults: BTreeMap<(String, String), Seen>,
+    /// The last words on faults that have gone since.
+    pub ended: BTreeMap<(String, String), ObservedFault>,
     /// When this operator began to listen.
     pub started: Timestamp,
 }
@@ -52,6 +54,14 @@ impl View {
     #[must_use]
     pub fn fault(&self, node: &str, id: &str) -> Option<&Seen> {
         self.faults.get(&(node.to_owned(), id.to_owned()))
+    }
+
+    /// The last that a kernel counted for a fault, also after it has gone.
+    #[must_use]
+    pub fn counters(&self, node: &str, id: &str) -> Option<&Counters> {
+        let key = (node.to_owned(), id.to_owned());
+        let live = self.faults.get(&key).map(|seen| &seen.fault);
+        live.or_else(|| self.ended.get(&key))?.counters.as_ref()
     }
 
     /// Whether any reachable agent still has something of this experiment, and which.

@@ -154,7 +154,7 @@ impl Entry {
         };
     }
 
-    /// Its rules are about to go: keeps what they counted.
+    /// Its rules have gone: keeps what they counted. (Counters stay until their rule is given away.)
     pub(super) fn conclude(&mut self, executor: &Executor, armed: &Armed, outcome: Outcome) {
         if let Ok((counts, first_ns)) = executor.counts(armed) {
             self.past = Past {

@@ -3,7 +3,7 @@
 //! Somebody at the node outranks everybody: what `recover` took off stays off while a client still
 //! desires it. (`panic` keeps everything off: that is the kernel's halt word, and the node's part.)
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use chaos_planner::fault::{Fault, FaultId, Lifetime};
@@ -20,6 +20,10 @@ pub const OPERATOR: &str = "operator";
 
 /// A client hears at least this often, changed or not.
 const REPEAT: Duration = Duration::from_secs(10);
+/// How long a client can still hear what a fault that has gone had done.
+const EPITAPH: Duration = Duration::from_secs(60);
+/// How many of these a client hears of at the most.
+const EPITAPHS: usize = 1_000;
 /// How soon a fault's first hit is noticed.
 const UNTIL_FIRST_HIT: Duration = Duration::from_millis(250);
 /// How soon anything else is noticed that happens in the kernel by itself.
@@ -63,6 +67,31 @@ struct Client {
     answers: Option<watch::Sender<Option<ObservedSet>>>,
     /// What it was told last, without what changes all the time, and when.
     told: Option<(ObservedSet, Instant)>,
+    past: Past,
+}
+
+/// What the node has said of a client's faults so far.
+#[derive(Default)]
+struct Past {
+    last: BTreeMap<FaultId, ObservedFault>,
+    ended: VecDeque<(ObservedFault, Instant)>,
+}
+
+impl Past {
+    /// Takes in what the node says now; returns the faults that have gone lately.
+    fn update(&mut self, faults: &[ObservedFault], now: Instant) -> Vec<ObservedFault> {
+        let last: BTreeMap<_, _> = faults.iter().map(|f| (f.id.clone(), f.clone())).collect();
+        for (id, fault) in std::mem::replace(&mut self.last, last) {
+            if !self.last.contains_key(&id) {
+                self.ended.push_back((fault, now));
+            }
+        }
+        let lasts = |at: &Instant| now.saturating_duration_since(*at) < EPITAPH;
+        while self.ended.front().is_some_and(|(_, at)| !lasts(at)) || self.ended.len() > EPITAPHS {
+            self.ended.pop_front();
+        }
+        self.ended.iter().map(|(fault, _)| fault.clone()).collect()
+    }
 }
 
 impl Client {
@@ -77,6 +106,7 @@ impl Client {
             refused: Vec::new(),
             answers: None,
             told: None,
+            past: Past::default(),
         }
     }
 }
@@ -206,7 +236,9 @@ impl<P: NodePort> Desk<P> {
                 "fault refused"
             );
         }
-        let same_stream = before.filter(|client| client.session == session);
+        // A stream that takes over hears of what ended meanwhile, too.
+        let before = self.clients.remove(&owner);
+        let same_stream = before.as_ref().filter(|client| client.session == session);
         let client = Client {
             session,
             generation,
@@ -216,6 +248,7 @@ impl<P: NodePort> Desk<P> {
             refused,
             answers: Some(answers),
             told: None,
+            past: before.map(|client| client.past).unwrap_or_default(),
         };
         self.clients.insert(owner.clone(), client);
         self.release_holds();
@@ -364,9 +397,11 @@ impl<P: NodePort> Desk<P> {
                     });
                 }
             }
+            let ended = client.past.update(&faults, now);
             let set = ObservedSet {
                 generation: client.settled,
                 faults,
+                ended,
                 node: self.name.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             };
@@ -393,7 +428,7 @@ fn is_in_kernel(phase: Phase) -> bool {
 /// A set without its clocks and counts: two that are equal say the same.
 fn essence(set: &ObservedSet) -> ObservedSet {
     let mut set = set.clone();
-    for fault in &mut set.faults {
+    for fault in set.faults.iter_mut().chain(&mut set.ended) {
         fault.counters = None;
         fault.expires_in_ms = 0;
         fault.armed_ms_ago = 0;

@@ -161,6 +161,7 @@ impl FakeAgent {
             }
         });
         ObservedSet {
+            ended: Vec::new(),
             generation: state.generation,
             faults: faults.collect(),
             node: self.node.clone(),
