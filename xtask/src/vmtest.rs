@@ -30,6 +30,13 @@ pub(crate) use outcome::{KernelRun, TestResult};
 /// A machine that still runs after this time hangs: the runner inside has limits of its own.
 const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
+/// QEMU's emulation of code that patches itself on another CPU fails now and then: the kernel dies of
+/// an `int3` while it sets itself up. A machine that has not begun a test is booted again.
+const BOOTS: u32 = 3;
+
+/// Where the console of the last boot that failed is kept.
+const CRASHED: &str = "console.crashed.log";
+
 /// What to run.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Options {
@@ -114,8 +121,37 @@ pub(crate) fn boot(
         }
         let events = directory.join("events.jsonl");
         machine.report = Some(events.clone());
-        watch(step, series, &machine, &events, directory.clone())
+        let mut boots = 1;
+        loop {
+            match watch(step, series, &machine, &events, directory.clone()) {
+                // A wrong result of a run is never an error here: no test has begun.
+                Err(error) if boots < BOOTS => {
+                    boots += 1;
+                    let first = trouble(&machine.console);
+                    note!("VM {}: boot {boots} of {BOOTS}: {first}", series.name());
+                    crate::cache::remove(&directory.join(CRASHED))?;
+                    fs::rename(&machine.console, directory.join(CRASHED))
+                        .with_context(|| format!("to boot again after: {error:#}"))?;
+                }
+                result => return result,
+            }
+        }
     })
+}
+
+/// The first line of a console that says what went wrong.
+fn trouble(console: &Path) -> String {
+    let text = fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let is_trouble = |line: &&str| {
+        ["Oops", "panic", "BUG", "vm-init:"]
+            .iter()
+            .any(|t| line.contains(t))
+    };
+    text.lines()
+        .find(is_trouble)
+        .unwrap_or("it did not get to its first test")
+        .to_owned()
 }
 
 /// A kernel that did not get as far as the runner, as the one result of its run.
