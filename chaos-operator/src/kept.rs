@@ -89,6 +89,8 @@ pub enum Hold {
         since: Timestamp,
         /// The first generation that it is in, once that is known.
         generation: Option<u64>,
+        /// Its own deadline.
+        ends_at: Option<Timestamp>,
     },
     /// It is not desired any more; its absence is not proven yet.
     Withdrawn {
@@ -274,6 +276,7 @@ impl Kept {
                     node: node.clone(),
                     since: now,
                     generation: None,
+                    ends_at: None,
                 },
             };
             let counts = Counts {

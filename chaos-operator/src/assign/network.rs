@@ -12,7 +12,7 @@
 //! Without a target the sources' packets to and from everybody are meant. A target without any pod
 //! is not the same as no target: then there is nothing to do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use chaos_api::percent;
@@ -44,25 +44,33 @@ pub fn assign(chaos: &NetworkChaos, request: &Request<'_>) -> Vec<Assigned> {
         .collect()
 }
 
-/// Addresses of each side, by record.
+/// Both sides.
 struct Sides {
-    sources: BTreeMap<String, BTreeSet<IpAddr>>,
+    sources: Side,
     /// `None`: the experiment has no target.
-    targets: Option<BTreeMap<String, BTreeSet<IpAddr>>>,
+    targets: Option<Side>,
+}
+
+/// The pods of a side that exist: ids of their records, and all their addresses.
+#[derive(Default)]
+struct Side {
+    ids: BTreeSet<String>,
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Sides {
     fn of(chaos: &NetworkChaos, request: &Request<'_>) -> Self {
         let side = |source: bool| {
-            request
-                .records
-                .iter()
-                .filter(|(key, _)| (key == SELECTOR_KEY_SOURCE) == source)
-                .filter_map(|(_, id)| {
-                    let pod = request.cluster.pod_of_record(id)?;
-                    (!is_completed(pod)).then(|| (id.clone(), pod_ips(pod)))
-                })
-                .collect()
+            let mut side = Side::default();
+            for (key, id) in request.records {
+                let pod = request.cluster.pod_of_record(id);
+                let pod = pod.filter(|pod| !is_completed(pod));
+                if let Some(pod) = pod.filter(|_| (key == SELECTOR_KEY_SOURCE) == source) {
+                    side.ids.insert(id.clone());
+                    side.addresses.extend(pod_ips(pod));
+                }
+            }
+            side
         };
         Self {
             sources: side(true),
@@ -71,7 +79,7 @@ impl Sides {
     }
 
     /// The side that a record of this key talks to; `None` is everybody.
-    fn opposite(&self, is_source: bool) -> Option<&BTreeMap<String, BTreeSet<IpAddr>>> {
+    fn opposite(&self, is_source: bool) -> Option<&Side> {
         if is_source {
             self.targets.as_ref()
         } else {
@@ -116,22 +124,21 @@ fn share(
 fn peers(
     chaos: &NetworkChaos,
     sides: &Sides,
-    others: &BTreeMap<String, BTreeSet<IpAddr>>,
+    others: &Side,
     is_source: bool,
     id: &str,
     own: &BTreeSet<IpAddr>,
 ) -> Result<BTreeSet<IpAddr>, Share> {
-    if others.is_empty() {
+    if others.ids.is_empty() {
         return Err(Share::Waiting("the other side has no pod"));
     }
-    if others.keys().all(|other| other == id) {
+    if others.ids.iter().all(|other| other == id) {
         return Err(Share::NoEffect(SELF_ONLY));
     }
-    let all: BTreeSet<IpAddr> = others.values().flatten().copied().collect();
-    if all.is_empty() {
+    if others.addresses.is_empty() {
         return Err(Share::Waiting(NO_ADDRESS));
     }
-    let mut peers: BTreeSet<IpAddr> = all.difference(own).copied().collect();
+    let mut peers: BTreeSet<IpAddr> = others.addresses.difference(own).copied().collect();
     // Pods on the node's network share its address with their neighbours.
     if peers.is_empty() {
         return Err(Share::NoEffect(SELF_ONLY));
@@ -139,12 +146,11 @@ fn peers(
     // A pod that is a source and a target would delay, or lose, the same packet twice.
     if !is_source
         && chaos.spec.action != NetworkAction::Partition
-        && sides.sources.contains_key(id)
+        && sides.sources.ids.contains(id)
         && Ways::of(&chaos.spec, true).is_some()
     {
-        let covered = sides.targets.iter().flat_map(BTreeMap::values).flatten();
-        for ip in covered {
-            peers.remove(ip);
+        if let Some(targets) = &sides.targets {
+            peers.retain(|peer| !targets.addresses.contains(peer));
         }
         if peers.is_empty() {
             return Err(Share::Nothing);

@@ -78,6 +78,21 @@ fn a_fault_with_a_deadline_is_clean_when_that_has_passed() {
 }
 
 #[test]
+fn a_round_whose_agent_is_away_is_clean_after_its_end() {
+    let mut bench = Bench::with(ROUNDS, [web(1)]);
+    bench.settle();
+    bench.agent_leaves();
+    bench.pass(10);
+    bench.look();
+    bench.starts("Recovering 1/1");
+    bench.ask_to_delete();
+    bench.pass(9);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    bench.pass(1);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
 fn pods_and_nodes_that_are_gone_are_clean() {
     for node in [true, false] {
         let mut bench = Bench::new(PARTITION);
