@@ -166,7 +166,7 @@ impl FakeAgent {
             faults: faults.collect(),
             node: self.node.clone(),
             version: "fake".to_owned(),
-            ..ObservedSet::default()
+            ended: Vec::new(),
         }
     }
 }

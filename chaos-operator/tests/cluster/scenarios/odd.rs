@@ -70,8 +70,9 @@ pub(super) async fn two_experiments_on_a_pod_are_apart(world: &mut World) -> Res
         .await?;
     world.delete("first").await?;
     ensure!(world.agent.state().faults.len() == 2);
-    let object = world.chaos().get("second").await?;
-    ensure!(injected(&object).len() == 2);
+    world
+        .until("second", "injected", |o| injected(o).len() == 2)
+        .await?;
     world.delete("second").await?;
     Ok(())
 }
