@@ -33,9 +33,12 @@ pub(super) const SPAN: Duration = Duration::from_secs(2);
 /// A round trip on an emulated node that nothing is done to; jitter stays below in the median.
 const USUAL_MS: f64 = 20.0;
 
-/// How much later than its deadline a fault may still hit: the promise of 100 ms, and the
-/// uncertainty of the clocks and of the time between two datagrams.
-const LATE: Duration = Duration::from_millis(250);
+/// How much later than its deadline a fault may still hit: the promise of 100 ms.
+const LATE: Duration = Duration::from_millis(100);
+
+/// How much earlier than its deadline the last datagram may be hit: there is one each 50 ms, if the
+/// emulated machine does not stand still.
+const EARLY: Duration = Duration::from_millis(400);
 
 /// The laboratory, and what is remembered from test to test.
 pub(super) struct Bench<'a> {
@@ -55,6 +58,8 @@ pub(super) struct Seen {
     pub(super) paths: Vec<Path>,
     /// When the last datagram was sent that is in `paths`.
     pub(super) until: u64,
+    /// When the last one might be hit.
+    pub(super) deadline: u64,
 }
 
 impl<'a> Bench<'a> {
@@ -65,11 +70,12 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Applies an experiment that has a duration, and waits until it is over.
-    pub(super) fn watch(&self, document: &str) -> Result<Seen> {
+    /// Applies an experiment of this duration, and waits until it is over.
+    pub(super) fn watch(&self, document: &str, lasts: Duration) -> Result<Seen> {
         std::thread::sleep(SPAN);
         let applied = self.lab.apply(document)?;
         let during = self.injected(&applied.name)?;
+        let deadline = self.lab.deadline(&applied.name, lasts)?;
         let after = self
             .lab
             .wait_for_phase(&applied.name, "Finished", PATIENCE)?;
@@ -83,6 +89,7 @@ impl<'a> Bench<'a> {
             after,
             paths,
             until,
+            deadline,
         })
     }
 
@@ -181,15 +188,21 @@ impl Seen {
         Ok(())
     }
 
-    /// Fails if the fault did not last about as long as it was to, or hit after its deadline.
-    pub(super) fn lasted(&self, (first, last): (u64, u64), asked: Duration) -> Result<()> {
-        let lasted = Duration::from_nanos(last - first);
-        ensure!(
-            lasted <= asked + LATE && lasted + Duration::from_millis(1500) >= asked,
-            "it hit for {lasted:?}, asked for {asked:?}"
-        );
-        Ok(())
+    /// Fails if the last datagram was hit later or much earlier than the deadline.
+    pub(super) fn ended_in_time(&self, last: u64) -> Result<()> {
+        ended_in_time(last, self.deadline)
     }
+}
+
+/// Fails if the last datagram was hit later or much earlier than the deadline.
+pub(super) fn ended_in_time(last: u64, deadline: u64) -> Result<()> {
+    let late = (last.cast_signed() - deadline.cast_signed()) as f64 / 1e6;
+    note!("the last packet was hit {late:+.0} ms from the deadline");
+    ensure!(
+        last <= deadline + nanos(LATE) && last + nanos(EARLY) >= deadline,
+        "the last packet was hit {late:+.0} ms from the deadline"
+    );
+    Ok(())
 }
 
 /// A NetworkChaos from `from` to `to`, each a pod by its name; `rest` is the rest of its spec, in

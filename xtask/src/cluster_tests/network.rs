@@ -40,11 +40,11 @@ fn inner((first, last): (u64, u64)) -> std::ops::Range<u64> {
 
 fn a_delay_adds_what_is_asked_and_a_bystander_feels_nothing(bench: &Bench<'_>) -> Result<()> {
     let delay = "  action: delay\n  delay: {latency: 100ms}\n  duration: 4s\n";
-    let seen = bench.watch(&document("delay", "a", "b", delay))?;
+    let seen = bench.watch(&document("delay", "a", "b", delay), LASTS)?;
     let slow = Sign::SlowerThan(95_000);
     let hits = seen.hits("a", "b", slow)?;
     bench.first_hit(&seen.applied, hits.0);
-    seen.lasted(hits, LASTS)?;
+    seen.ended_in_time(hits.1)?;
     for (from, to) in [("a", "b"), ("b", "a")] {
         seen.all_hit(from, to, &inner(hits), slow)?;
         for path in seen.between(from, to) {
@@ -96,7 +96,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
     bench.lab.introduce_all(false)?;
     let before = bench.lab.counted("loss")?;
     let loss = "  action: loss\n  loss: {loss: \"30\"}\n  duration: 6s\n  faultline: {sample: {seed: 42}}\n";
-    let seen = bench.watch(&document("loss", "a", "b", loss));
+    let seen = bench.watch(&document("loss", "a", "b", loss), Duration::from_secs(6));
     bench.lab.introduce_all(true)?;
     let seen = seen?;
     let hits = seen.hits("a", "b", Sign::Lost)?;
@@ -135,12 +135,12 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
 /// Runs a partition between `a` and `b`, and checks who is refused and that others are not.
 fn partition(bench: &Bench<'_>, direction: &str, refused: &[(&str, &str)]) -> Result<Seen> {
     let rest = format!("  action: partition\n  direction: {direction}\n  duration: 4s\n");
-    let seen = bench.watch(&document(direction, "a", "b", &rest))?;
+    let seen = bench.watch(&document(direction, "a", "b", &rest), LASTS)?;
     let mut first = u64::MAX;
     for (from, to) in refused {
         let hits = seen.hits(from, to, Sign::Refused)?;
         first = first.min(hits.0);
-        seen.lasted(hits, LASTS)?;
+        seen.ended_in_time(hits.1)?;
         seen.all_hit(from, to, &inner(hits), Sign::Refused)?;
         // As before, from the first datagram on.
         seen.is_well(from, to, &(hits.1 + nanos(EDGE)..seen.until))?;

@@ -59,6 +59,7 @@ struct Case {
     title: &'static str,
     asked: &'static str,
     document: &'static str,
+    lasts: Duration,
     sign: Sign,
     /// The paths that must be hit.
     is_asked: Choice,
@@ -71,6 +72,7 @@ const CASES: [Case; 2] = [
         title: "100 ms of delay on what three pods send",
         asked: "action delay, latency 100ms, mode all, duration 10s",
         document: DELAY,
+        lasts: Duration::from_secs(10),
         sign: Sign::SlowerThan(SLOW_US),
         is_asked: |path| is_tikv(&path.from) || is_tikv(&path.to),
         groups: &[
@@ -89,6 +91,7 @@ const CASES: [Case; 2] = [
         title: "30 % loss on what tikv-0 sends to the others of its kind",
         asked: "action loss, loss 30, direction to, target all tikv, seed 20261121, duration 10s",
         document: LOSS,
+        lasts: Duration::from_secs(10),
         sign: Sign::Lost,
         is_asked: |path| of_tikv_0(path) && path.to != "client" && path.from != "client",
         groups: &[
@@ -203,6 +206,7 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
         chaos::ours(status).hits.unwrap_or_default() > 0
             || chaos::condition(status, "AllInjected") == Some(false)
     })?;
+    let deadline = lab.deadline(name, case.lasts)?;
     let listed = step::output(&mut lab.kubectl(["get", "networkchaos", name]))?;
     step.progress("until its duration is over");
     let after = lab.wait_for_phase(name, "Finished", PATIENCE)?;
@@ -236,6 +240,7 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
         ..Fault::default()
     };
     when(&mut fault, &applied, hits);
+    fault.after_deadline_ms = Some((hits.1.cast_signed() - deadline.cast_signed()) as f64 / 1e6);
     match case.sign {
         Sign::SlowerThan(_) => fault.remarks.insert(0, added(&fault.paths)),
         Sign::Lost => {

@@ -41,6 +41,10 @@ pub(crate) struct Fault {
     /// From the first datagram that was hit to the last one, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lasted_s: Option<f64>,
+    /// From its deadline to the sending of the last datagram that was hit, in milliseconds; below 0:
+    /// it was sent before the deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) after_deadline_ms: Option<f64>,
     /// What the kernel counted.
     pub(crate) kernel: Kernel,
     /// What carried it out.
@@ -151,9 +155,10 @@ impl Fault {
             line("first hit", &first_hit(ms));
         }
         if let Some(seconds) = self.lasted_s {
+            let end = self.after_deadline_ms.map(last_hit).unwrap_or_default();
             line(
                 "lasted",
-                &format!("{seconds:.2} s, from the first packet hit to the last"),
+                &format!("{seconds:.2} s, from the first packet hit to the last{end}"),
             );
         }
         let [during, after] = &self.conditions;
@@ -196,6 +201,11 @@ fn first_hit(ms: f64) -> String {
     } else {
         format!("{ms:.0} ms after the command returned")
     }
+}
+
+fn last_hit(ms: f64) -> String {
+    let word = if ms > 0.0 { "AFTER" } else { "before" };
+    format!(", {:.0} ms {word} the deadline", ms.abs())
 }
 
 fn conditions(conditions: &BTreeMap<String, bool>) -> String {
@@ -256,6 +266,7 @@ mod tests {
             paths: vec![Figures::of("a → b", paths.iter(), &spans)],
             first_hit_ms: Some(42.4),
             lasted_s: Some(0.95),
+            after_deadline_ms: Some(-31.0),
             kernel: Kernel {
                 matched: 20,
                 hits: 20,
@@ -286,7 +297,7 @@ mod tests {
    kernel      20 packets matched, 20 hit; by the seed: 20 (the same); the peers miss: 19 (NOT THE SAME)
    mechanism   tc_egress
    first hit   42 ms after the command returned
-   lasted      0.95 s, from the first packet hit to the last
+   lasted      0.95 s, from the first packet hit to the last, 31 ms before the deadline
    conditions  during: AllInjected=True
                after:  AllInjected=False
    end         recovered, kernel verified clean

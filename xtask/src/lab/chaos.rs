@@ -8,7 +8,7 @@ use chaos_abi::sample::{Stream, hit, threshold_ppm};
 use chaos_api::v1alpha1::{ChaosStatus, FaultlineStatus, NetworkChaos, RecordPhase};
 use serde::Deserialize;
 
-use super::{Lab, clock, must};
+use super::{Lab, clock, must, nanos};
 use crate::step;
 
 /// How long a change of a status may take on an emulated node.
@@ -135,6 +135,20 @@ impl Lab<'_> {
             .with_context(|| format!("failed to understand networkchaos {name}: {text}"))
     }
 
+    /// When an experiment that goes on for `lasts` has its deadline, by this machine's clock: it counts
+    /// from the object's creation, as upstream, which the API server notes in whole seconds.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub(crate) fn deadline(&self, name: &str, lasts: Duration) -> Result<u64> {
+        let created = self
+            .experiment(name)?
+            .and_then(|chaos| chaos.metadata.creation_timestamp)
+            .with_context(|| format!("{name} is gone"))?;
+        let created = u64::try_from(created.0.as_nanosecond()).unwrap_or_default();
+        Ok(created + nanos(lasts))
+    }
+
     /// Its status, once `done` is satisfied with it.
     ///
     /// # Errors
@@ -247,7 +261,7 @@ impl Lab<'_> {
         Ok(pods.lines().map(str::to_owned).collect())
     }
 
-    /// What the agents of all nodes hold, asked in their pods.
+    /// What the agents of all nodes hold of the pods here, asked in their own pods.
     ///
     /// # Errors
     /// If an agent cannot be asked.
@@ -261,6 +275,8 @@ impl Lab<'_> {
                 .with_context(|| format!("failed to understand what {pod} holds: {text}"))?;
             faults.extend(held);
         }
+        let here = format!("{}/", self.namespace());
+        faults.retain(|fault| fault.record.starts_with(&here));
         Ok(faults)
     }
 
