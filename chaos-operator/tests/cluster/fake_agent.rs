@@ -166,7 +166,6 @@ impl FakeAgent {
             faults: faults.collect(),
             node: self.node.clone(),
             version: "fake".to_owned(),
-            ended: Vec::new(),
         }
     }
 }
