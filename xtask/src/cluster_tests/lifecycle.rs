@@ -2,18 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use chaos_api::v1alpha1::RecordPhase;
 
 use super::{
-    bench::{Bench, NAMESPACE, document},
+    bench::{Bench, NAMESPACE, document, ended_in_time},
     tests,
 };
 use crate::{
     lab::{
         chaos::{PATIENCE, all_are, condition, drawn, ours},
         clock, nanos,
-        samples::{Sign, Span, Stats, first_and_last},
+        samples::{Sign, Span, Stats},
         sleep_until,
     },
     out::note,
@@ -140,45 +140,75 @@ fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> 
     Ok(())
 }
 
-fn a_legacy_scheduler_repeats_its_rounds(bench: &Bench<'_>) -> Result<()> {
-    const EVERY: Duration = Duration::from_secs(6);
-    let rest = "  action: partition\n  duration: 3s\n  scheduler: {cron: \"@every 6s\"}\n";
-    let applied = bench.lab.apply(&document("rounds", "a", "b", rest))?;
-    let mut firsts = Vec::new();
-    for number in 1..=3 {
-        let status =
-            bench
-                .lab
-                .wait_for(&applied.name, "the end of a round", PATIENCE, |status| {
-                    let ours = ours(status);
-                    ours.round == Some(number) && ours.phase.as_deref() == Some("Waiting")
-                })?;
-        ensure!(ours(&status).next_start.is_some(), "{status:?}");
-        let until = clock::now();
-        let since = until - nanos(Duration::from_secs(5));
-        let paths = bench.lab.paths(since)?;
-        let asked = paths
-            .iter()
-            .filter(|path| path.from == "a" && path.to == "b");
-        let (first, last) = first_and_last(asked, &(since..until), Sign::Refused)
-            .with_context(|| format!("round {number} refused nothing"))?;
-        let lasted = Duration::from_nanos(last - first);
-        ensure!(
-            // The first one counts from the creation, in whole seconds.
-            lasted > Duration::from_secs(1) && lasted < Duration::from_millis(3300),
-            "round {number} lasted {lasted:?}"
-        );
-        firsts.push(first);
-    }
-    for pair in firsts.windows(2) {
-        if let &[one, next] = pair {
-            let apart = Duration::from_nanos(next - one);
-            note!("rounds {:.2} s apart", apart.as_secs_f64());
-            ensure!(
-                apart.abs_diff(EVERY) < Duration::from_secs(1),
-                "{apart:?} apart"
-            );
+/// Datagrams that were refused, as first and last of each round: rounds are seconds apart.
+fn rounds(mut refused: Vec<u64>) -> Vec<(u64, u64)> {
+    refused.sort_unstable();
+    let mut rounds: Vec<(u64, u64)> = Vec::new();
+    for at in refused {
+        match rounds.last_mut() {
+            Some((_, last)) if at - *last < nanos(Duration::from_secs(1)) => *last = at,
+            _ => rounds.push((at, at)),
         }
     }
-    bench.lab.delete(&applied.name).map(drop)
+    rounds
+}
+
+fn a_legacy_scheduler_repeats_its_rounds(bench: &Bench<'_>) -> Result<()> {
+    const EVERY: Duration = Duration::from_secs(6);
+    const LASTS: Duration = Duration::from_secs(3);
+    let rest = "  action: partition\n  duration: 3s\n  scheduler: {cron: \"@every 6s\"}\n";
+    let applied = bench.lab.apply(&document("rounds", "a", "b", rest))?;
+    let created = bench.lab.deadline(&applied.name, Duration::ZERO)?;
+    let status = bench
+        .lab
+        .wait_for(&applied.name, "the end of round 3", PATIENCE, |status| {
+            let ours = ours(status);
+            ours.round > Some(3)
+                || ours.round == Some(3) && ours.phase.as_deref() == Some("Waiting")
+        })?;
+    let until = clock::now();
+    ensure!(ours(&status).next_start.is_some(), "{status:?}");
+    bench.lab.delete(&applied.name)?;
+    let paths = bench.lab.settled_paths(applied.asked, until)?;
+    let asked = paths
+        .iter()
+        .filter(|path| path.from == "a" && path.to == "b");
+    let refused = asked
+        .flat_map(|path| &path.samples)
+        .filter(|sample| Sign::Refused.is_on(sample));
+    let rounds = rounds(refused.map(|sample| sample.sent).collect());
+    ensure!(rounds.len() >= 3, "{} rounds were seen", rounds.len());
+    for (number, (first, last)) in (0..3).zip(&rounds) {
+        let start = created + number * nanos(EVERY);
+        let after = |at: u64| Duration::from_nanos(at.saturating_sub(start)).as_secs_f64();
+        note!(
+            "round {}: from {:.2} s to {:.2} s after its tick",
+            number + 1,
+            after(*first),
+            after(*last)
+        );
+        // The first one comes late by the rest of the second in which the object was made.
+        let begins_in_it = *first >= start && *first < start + nanos(LASTS);
+        ensure!(
+            begins_in_it && ended_in_time(*last, start + nanos(LASTS)).is_ok(),
+            "round {} is not where its tick is",
+            number + 1
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn refusals_that_are_seconds_apart_are_of_different_rounds() {
+        let second = nanos(Duration::from_secs(1));
+        let at = [7 * second, 0, 7 * second + 1, second - 1];
+        assert_eq!(
+            rounds(at.to_vec()),
+            [(0, second - 1), (7 * second, 7 * second + 1)]
+        );
+    }
 }

@@ -28,7 +28,7 @@ tests![
 ];
 
 /// How long each fault lasts.
-const LASTS: Duration = Duration::from_secs(4);
+const LASTS: Duration = Duration::from_secs(5);
 
 /// The first and last moments of a fault are left out where every datagram must be hit: one may be on
 /// its way when it comes.
@@ -39,7 +39,7 @@ fn inner((first, last): (u64, u64)) -> std::ops::Range<u64> {
 }
 
 fn a_delay_adds_what_is_asked_and_a_bystander_feels_nothing(bench: &Bench<'_>) -> Result<()> {
-    let delay = "  action: delay\n  delay: {latency: 100ms}\n  duration: 4s\n";
+    let delay = "  action: delay\n  delay: {latency: 100ms}\n  duration: 5s\n";
     let seen = bench.watch(&document("delay", "a", "b", delay), LASTS)?;
     let slow = Sign::SlowerThan(95_000);
     let hits = seen.hits("a", "b", slow)?;
@@ -134,7 +134,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
 
 /// Runs a partition between `a` and `b`, and checks who is refused and that others are not.
 fn partition(bench: &Bench<'_>, direction: &str, refused: &[(&str, &str)]) -> Result<Seen> {
-    let rest = format!("  action: partition\n  direction: {direction}\n  duration: 4s\n");
+    let rest = format!("  action: partition\n  direction: {direction}\n  duration: 5s\n");
     let seen = bench.watch(&document(direction, "a", "b", &rest), LASTS)?;
     let mut first = u64::MAX;
     for (from, to) in refused {

@@ -54,10 +54,12 @@ pub(super) fn watch(lab: &Lab<'_>, step: &Step) -> Result<Vec<Fault>> {
     let mut before = lab.counted(super::name_of(DOCUMENT))?;
     let applied = lab.apply(DOCUMENT)?;
     let mut rounds = Vec::new();
-    for number in 1..=ROUNDS {
-        step.progress(format!("round {number}"));
-        let round = watch_round(lab, &applied.name, number, before)?;
+    let mut last = 0;
+    for _ in 0..ROUNDS {
+        step.progress(format!("waiting for a round after {last}"));
+        let round = watch_round(lab, &applied.name, last, before)?;
         before = round.counted_until;
+        last = round.number;
         rounds.push(round);
     }
     let until = clock::now() + nanos(SPAN);
@@ -69,12 +71,13 @@ pub(super) fn watch(lab: &Lab<'_>, step: &Step) -> Result<Vec<Fault>> {
         .collect()
 }
 
-fn watch_round(lab: &Lab<'_>, name: &str, number: u64, counted: Counted) -> Result<Round> {
-    let is_round = |status: &ChaosStatus| chaos::ours(status).round == Some(number);
-    let what = format!("round {number} to run");
-    let during = lab.wait_for(name, &what, BETWEEN, |status| {
-        is_round(status) && chaos::condition(status, "AllInjected") == Some(true)
+/// Watches the next round after `last`. On a slow machine one may pass unseen.
+fn watch_round(lab: &Lab<'_>, name: &str, last: u64, counted: Counted) -> Result<Round> {
+    let round_of = |status: &ChaosStatus| chaos::ours(status).round.unwrap_or_default();
+    let during = lab.wait_for(name, "a round to run", BETWEEN, |status| {
+        round_of(status) > last && chaos::condition(status, "AllInjected") == Some(true)
     })?;
+    let number = round_of(&during);
     let since = clock::now();
     let only = |key: &str| {
         let drawn = chaos::drawn(&during, key);
@@ -85,7 +88,7 @@ fn watch_round(lab: &Lab<'_>, name: &str, number: u64, counted: Counted) -> Resu
     let before = lab.arrived(&source, &target)?;
     let what = format!("round {number} to end");
     let after = lab.wait_for(name, &what, BETWEEN, |status| {
-        is_round(status) && chaos::ours(status).phase.as_deref() == Some("Waiting")
+        round_of(status) == number && chaos::ours(status).phase.as_deref() == Some("Waiting")
     })?;
     let over = clock::now();
     let counted_until = lab.counted(name)?;
