@@ -111,13 +111,18 @@ impl Machine {
         }
     }
 
-    /// Starts it as a child that dies with the returned handle, or at the latest at its time limit.
+    /// Starts it as a child that dies with the returned handle or the calling thread, or at the latest
+    /// at its time limit.
     ///
     /// # Errors
     /// If QEMU cannot be started.
     pub(crate) fn spawn(&self) -> Result<Vm> {
-        let child = self
-            .command()?
+        let machine = self.command()?;
+        // The kernel tells it when this program, or the thread that called this, is killed.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM"])
+            .arg(machine.get_program())
+            .args(machine.get_args())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
