@@ -73,9 +73,15 @@ impl Executor {
     /// Whether what the journal tells of is what the kernel holds; then its ids are taken.
     pub fn adopt(&mut self, armed: &Armed) -> bool {
         let held = armed.rules.iter().all(|rule| {
+            let target = self.maps.target(rule.mechanism.into(), rule.key);
+            let reference = RuleRef {
+                id: rule.id,
+                generation: rule.generation,
+            };
             self.maps
                 .rule(rule.id)
                 .is_ok_and(|found| found.generation == rule.generation)
+                && target.is_ok_and(|t| t.is_some_and(|t| t.rules.contains(&reference)))
         });
         if held {
             self.ids.take(lives(armed), armed.peer_set);
@@ -354,8 +360,15 @@ impl Executor {
             effect.peers.clone().unwrap_or_default()
         };
         let (old, new) = (peers(&armed.fault), peers(fault));
-        for peer in new.iter().filter(|peer| !old.contains(peer)) {
-            self.maps.insert_peer(peer_key(armed.peer_set, *peer))?;
+        let added: Vec<_> = new.iter().filter(|peer| !old.contains(peer)).collect();
+        for (done, peer) in added.iter().enumerate() {
+            if let Err(error) = self.maps.insert_peer(peer_key(armed.peer_set, **peer)) {
+                // What is in no list would never be removed.
+                for peer in &added[..done] {
+                    self.maps.remove_peer(peer_key(armed.peer_set, **peer))?;
+                }
+                return Err(error);
+            }
         }
         for peer in old.iter().filter(|peer| !new.contains(peer)) {
             self.maps.remove_peer(peer_key(armed.peer_set, *peer))?;

@@ -20,7 +20,7 @@ use nix::fcntl::Flock;
 pub use self::open::OpenError;
 
 use self::entry::{Entry, Outcome, State};
-use crate::executor::{ArmError, Armed, Executor};
+use crate::executor::{Armed, Executor};
 use crate::journal::{self, Journal};
 use crate::kernel::clock;
 use crate::mechanism::MechanismError;
@@ -147,11 +147,14 @@ impl Node {
     pub fn reconcile(&mut self) -> Duration {
         let now = clock::now_ns();
         let halted = self.executor.maps().halted().unwrap_or(false);
-        self.look_at_targets(now);
+        let looked = self.look_at_targets(now);
+        for entry in self.entries.values_mut() {
+            entry.lapse(now);
+        }
         let held = self.held();
         let wanted = self.wanted(now, halted);
         let steps = diff(&held, &wanted, now);
-        let changes = steps.iter().any(|step| !matches!(step, Step::Renew(..)));
+        let changes = looked || steps.iter().any(|step| !matches!(step, Step::Renew(..)));
         let mut arm = Vec::new();
         for step in steps {
             match step {
@@ -168,9 +171,10 @@ impl Node {
                 tracing::warn!(%error, "failed to tell the programs what is armed");
             }
         }
+        let attached = self.executor.devices().len();
         let drained_at = self.executor.drain();
         self.verify_recovered(now);
-        if changes {
+        if changes || attached != self.executor.devices().len() {
             self.write_journal();
         }
         self.next(clock::now_ns(), drained_at, halted)
@@ -194,6 +198,7 @@ impl Node {
         for entry in self.entries.values_mut() {
             let until = entry.until;
             if let State::Armed(armed) = &mut entry.state
+                && entry.wanted
                 && !matches!(until, Until::Deadline(_))
             {
                 let deadline = until.kernel_deadline(now, HAND_OVER.max(lease(&entry.fault)));
@@ -260,12 +265,13 @@ impl Node {
     }
 
     /// A pod whose cgroup is gone takes its faults along; one with another network namespace, or
-    /// another cgroup, has lost them and gets them anew.
-    fn look_at_targets(&mut self, now: u64) {
+    /// another cgroup, has lost them and gets them anew. Whether any has gone.
+    fn look_at_targets(&mut self, now: u64) -> bool {
         if now.saturating_sub(self.looked_ns) < nanos(LOOK_EVERY) {
-            return;
+            return false;
         }
         self.looked_ns = now;
+        let mut changed = false;
         for entry in self.entries.values_mut() {
             let State::Armed(armed) = &entry.state else {
                 continue;
@@ -285,12 +291,16 @@ impl Node {
             };
             let armed = armed.clone();
             match self.executor.disarm(&armed) {
-                Ok(()) => entry.conclude(&self.executor, &armed, outcome),
+                Ok(()) => {
+                    changed = true;
+                    entry.conclude(&self.executor, &armed, outcome);
+                }
                 Err(error) => {
                     tracing::warn!(fault = %armed.fault.id, %error, "failed to remove the rules of a target that is gone; will try again");
                 }
             }
         }
+        changed
     }
 
     fn arm(&mut self, steps: Vec<(FaultId, u64)>, now: u64) {
@@ -450,7 +460,10 @@ impl Node {
     }
 
     fn next(&self, now: u64, drained_at: Option<u64>, halted: bool) -> Duration {
-        let of_entries = self.entries.values().filter_map(|entry| entry.next_ns(now));
+        let of_entries = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.next_ns(now, halted));
         let any = !self.entries.is_empty();
         let look = (any || halted).then(|| self.looked_ns.saturating_add(nanos(LOOK_EVERY)));
         let earliest = of_entries.chain(drained_at).chain(look).min();
@@ -476,14 +489,4 @@ fn renewal_ns(fault: &Fault, deadline_ns: u64) -> u64 {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Whether trying again can help.
-fn phase_of(error: &ArmError) -> Phase {
-    match error {
-        ArmError::Unsupported(_) => Phase::NotSupported,
-        ArmError::Target(TargetError::Gone { .. }) => Phase::TargetGone,
-        ArmError::Mechanism(MechanismError::Target(_)) => Phase::NotSupported,
-        _ => Phase::Failed,
-    }
 }

@@ -56,7 +56,7 @@ pub enum Verdict {
 
 /// What the rule that `reference` means says of a packet, at CLOCK_MONOTONIC nanoseconds `now`.
 /// Nothing, if it is not that rule any more, is past its deadline or does not apply. `can_delay`:
-/// there is a detour.
+/// there is a detour; `waited`: nanoseconds that earlier rules make it wait already.
 #[inline(always)]
 pub fn consider(
     skb: &SkBuff,
@@ -64,15 +64,11 @@ pub fn consider(
     direction: Direction,
     can_delay: bool,
     now: u64,
+    waited: u64,
 ) -> Verdict {
+    let way = direction.flag() | if can_delay { CAN_DELAY } else { 0 };
     let reference = u64::from(reference.generation) << 32 | u64::from(reference.id);
-    match consider_rule(
-        skb.skb,
-        reference,
-        direction.flag(),
-        u32::from(can_delay),
-        now,
-    ) {
+    match consider_rule(skb.skb, reference, way, now, waited) {
         PASS => Verdict::Pass,
         DROP => Verdict::Drop,
         delay => Verdict::Delay(delay),
@@ -81,6 +77,8 @@ pub fn consider(
 
 const PASS: u64 = 0;
 const DROP: u64 = u64::MAX;
+/// Beside the bits of [`flag::EGRESS`] and [`flag::INGRESS`]: a BPF function has five arguments.
+const CAN_DELAY: u32 = 1 << 31;
 
 /// [`consider`] for the verifier: a global function is verified once, on its own, and not once
 /// for every path through the loops over depths and rules, which are more than a million.
@@ -89,10 +87,11 @@ const DROP: u64 = u64::MAX;
 extern "C" fn consider_rule(
     skb: *mut __sk_buff,
     reference: u64,
-    direction: u32,
-    can_delay: u32,
+    way: u32,
     now: u64,
+    waited: u64,
 ) -> u64 {
+    let direction = way & !CAN_DELAY;
     let (id, generation) = (reference as u32, (reference >> 32) as u32);
     let skb = SkBuff::new(skb);
     let Some(rule) = applicable(id, generation, &skb, direction, now) else {
@@ -104,7 +103,7 @@ extern "C" fn consider_rule(
         count(id, Outcome::Passed, now);
         return PASS;
     }
-    let outcome = if !drop && can_delay == 0 {
+    let outcome = if !drop && way & CAN_DELAY == 0 {
         Outcome::Failed
     } else {
         done(rule)
@@ -112,8 +111,11 @@ extern "C" fn consider_rule(
     count(id, outcome, now);
     match outcome {
         Outcome::Injected if drop => DROP,
-        // Nothing waits longer than its rule lives.
-        Outcome::Injected => release_at(now, rule.delay_ns, rule.deadline_ns).saturating_sub(now),
+        // Nothing waits past the deadline of the rule that makes it wait.
+        Outcome::Injected => {
+            let from = now.saturating_add(waited);
+            release_at(from, rule.delay_ns, rule.deadline_ns).saturating_sub(from)
+        }
         _ => PASS,
     }
 }

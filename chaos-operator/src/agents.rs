@@ -284,7 +284,9 @@ impl Agents {
         };
         node.connected = false;
         node.since = now;
-        let concerned = node.interested.clone();
+        let mut concerned = node.interested.clone();
+        // Also those that this operator has asked for nothing here: a deletion may wait for them.
+        concerned.extend(node.observed.keys().map(|id| owner_of(id).to_owned()));
         table.wake(&concerned);
     }
 

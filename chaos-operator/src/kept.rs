@@ -270,7 +270,11 @@ impl Kept {
             let node = detail
                 .and_then(|detail| detail.node.clone())
                 .or_else(|| pod.and_then(|pod| pod_node(pod)).map(str::to_owned));
+            // A node is only written down once an agent was asked: this one had nothing to do.
+            let is_bare = record.phase == RecordPhase::Injected
+                && detail.is_some_and(|detail| detail.node.is_none());
             let hold = match (record.phase, &node) {
+                _ if is_bare => Hold::Bare,
                 (RecordPhase::NotInjected, _) | (_, None) => Hold::Nothing,
                 (_, Some(node)) => Hold::Asked {
                     node: node.clone(),

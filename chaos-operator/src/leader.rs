@@ -99,8 +99,12 @@ impl Election {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            match tokio::time::timeout(RENEW_DEADLINE, self.renew()).await {
-                Ok(Ok(None)) => renewed = Instant::now(),
+            // The Lease runs from when the request is made, and a hanging one must not outlive it.
+            let asked = Instant::now();
+            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let left = left.max(Duration::from_secs(1));
+            match tokio::time::timeout(left, self.renew()).await {
+                Ok(Ok(None)) => renewed = asked,
                 Ok(Ok(Some(holder))) => return Lost::Taken(holder),
                 Ok(Err(error)) if renewed.elapsed() >= RENEW_DEADLINE => {
                     return Lost::NotRenewed(Box::new(error));

@@ -246,6 +246,8 @@ fn bare(
         }
     }
     record.hold = Hold::Bare;
+    record.report.node = None;
+    record.report.mechanisms.clear();
     reason.clone_into(&mut record.report.reason);
     injected(record, around, notices);
 }

@@ -135,8 +135,11 @@ fn renewal_is_due(until: Until, held_ns: u64, new_ns: u64) -> bool {
         Until::Deadline(_) => new_ns < held_ns,
         // Also after a hand-over, whose lease is longer than the usual one: it need not shrink.
         Until::Leased => held_ns.saturating_add(nanos(RENEW_EVERY)) <= new_ns,
-        Until::Orphaned(_) => {
-            new_ns < held_ns || held_ns.saturating_add(nanos(RENEW_EVERY)) <= new_ns
+        Until::Orphaned(at) => {
+            new_ns < held_ns
+                || held_ns.saturating_add(nanos(RENEW_EVERY)) <= new_ns
+                // The last renewal, up to the end.
+                || (new_ns == at && held_ns < at)
         }
     }
 }
@@ -288,6 +291,10 @@ mod tests {
         let wanted = [(fault("a"), Until::Orphaned(15 * SECOND))];
         let steps = run(&[(fault("a"), 30 * SECOND)], &wanted, SECOND);
         assert_eq!(steps, [Step::Renew("a".into(), 15 * SECOND)]);
+        // Its lease ends a little before: not left to chance.
+        let wanted_later = [(fault("a"), Until::Orphaned(35 * SECOND))];
+        let steps = run(&[(fault("a"), 30 * SECOND)], &wanted_later, 20 * SECOND);
+        assert_eq!(steps, [Step::Renew("a".into(), 35 * SECOND)]);
         let steps = run(&[(fault("a"), 15 * SECOND)], &wanted, 15 * SECOND);
         assert_eq!(steps, [Step::Disarm("a".into())]);
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use chaos_planner::fault::Fault;
+use chaos_planner::fault::{Fault, Lifetime};
 use chaos_planner::observed::{Observed, Phase};
 use chaos_proto::local::RecoverRequest;
 use chaos_proto::local::recover_request::Which as WireWhich;
@@ -83,11 +83,11 @@ fn alone(
         .context("failed to read the boot id")?
         .read();
     let mut node = Node::open(options.clone())?;
-    let ids: Vec<String> = node
-        .observed(None)
-        .into_iter()
+    let held = node.observed(None);
+    let ids: Vec<String> = held
+        .iter()
         .filter(|fault| which.means(fault))
-        .map(|fault| fault.id)
+        .map(|fault| fault.id.clone())
         .collect();
     if let (Which::Named(name), true) = (which, ids.is_empty()) {
         bail!("{name}: no fault of this node has this id or name; see `chaos-agent faults`");
@@ -96,8 +96,12 @@ fn alone(
     for entry in journal.armed {
         let faults = wanted.entry(Owner(entry.owner)).or_default();
         if !ids.contains(&entry.armed.fault.id) {
-            // Its deadline stays: the earliest ever told counts.
-            faults.push(entry.armed.fault);
+            // Its deadline stays, that of a lease too: nobody is here to renew it, and one that
+            // has lapsed must not come back.
+            let mut fault = entry.armed.fault;
+            let seen = held.iter().find(|seen| seen.id == fault.id);
+            fault.lifetime = Lifetime::For(seen.map_or(Duration::ZERO, |seen| seen.expires_in));
+            faults.push(fault);
         }
     }
     for (owner, faults) in wanted {

@@ -75,8 +75,9 @@ pub(super) async fn run(context: Context, args: RunArgs) -> anyhow::Result<ExitC
         }),
     };
     ready.set(false);
-    node.hand_over().await;
+    // Before the lock is given up: a successor binds its own under the same name.
     let _ = std::fs::remove_file(&socket);
+    node.hand_over().await;
     tracing::info!("stopped; running faults go on until their ends, or 120 s for a successor");
     match failed {
         Some(error) => Err(error.context("a server failed")),

@@ -115,7 +115,10 @@ impl Devices {
             .ok_or_else(gone)?;
         let programs = self.programs.as_ref().ok_or(LoadError::Absent)?;
         let device = &mut attached.device;
-        device.longest_delay = device.longest_delay.max(delay.unwrap_or_default());
+        // Delays of several faults add up.
+        device.longest_delay = device
+            .longest_delay
+            .saturating_add(delay.unwrap_or_default());
         programs.attach_in(&namespace, device, delay.is_some())?;
         attached.used = Use::Armed;
         Ok(())

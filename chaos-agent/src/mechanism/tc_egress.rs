@@ -242,6 +242,13 @@ impl TcEgress {
         device: &mut Device,
         delay: bool,
     ) -> Result<(), MechanismError> {
+        // Believe the kernel, not the record: the number of a namespace is given out again.
+        let [going_in, _] = detour_names(device.slot);
+        device.detour = device.detour.filter(|(inward, _)| {
+            netlink
+                .link(&going_in)
+                .is_ok_and(|link| link.index == *inward)
+        });
         if delay && device.detour.is_none() {
             self.add_detour(netlink, device)?;
         }

@@ -7,8 +7,10 @@ use chaos_planner::fault::Fault;
 use chaos_planner::observed::{Counts, Observed, Phase};
 use chaos_planner::plan::Until;
 
-use super::{Owner, nanos, phase_of, renewal_ns};
+use super::{Owner, nanos, renewal_ns};
 use crate::executor::{ArmError, Armed, Executor};
+use crate::mechanism::MechanismError;
+use crate::target::TargetError;
 
 /// Waits between two tries: doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
@@ -96,7 +98,8 @@ impl Entry {
         self.wanted = true;
         let again = match &self.state {
             State::Recovering { .. } => true,
-            State::Ended(Phase::Expired, _) => false,
+            // A deadline is for good; an orphan's client is back.
+            State::Ended(Phase::Expired, _) => self.until == Until::Leased,
             State::Ended(..) => other_target,
             _ => false,
         };
@@ -124,6 +127,13 @@ impl Entry {
                 State::Waiting { retry_ns, .. } => retry_ns <= now,
                 State::Ended(..) | State::Recovering { .. } => false,
             }
+    }
+
+    /// One that could not be armed in time is over, too.
+    pub(super) fn lapse(&mut self, now: u64) {
+        if matches!(self.state, State::Waiting { .. }) && self.until.is_over(now) {
+            self.state = State::Ended(Phase::Expired, String::new());
+        }
     }
 
     pub(super) fn armed_now(&mut self, armed: Armed) {
@@ -238,20 +248,33 @@ impl Entry {
         }
     }
 
-    /// When something has to be done about it.
-    pub(super) fn next_ns(&self, now: u64) -> Option<u64> {
-        match (&self.state, self.until) {
-            (State::Armed(armed), Until::Deadline(_)) => Some(armed.deadline_ns),
-            (State::Armed(armed), Until::Leased) => {
-                Some(renewal_ns(&self.fault, armed.deadline_ns))
+    /// When something has to be done about it. Nothing is armed while the node is halted.
+    pub(super) fn next_ns(&self, now: u64, halted: bool) -> Option<u64> {
+        let end = match self.until {
+            Until::Deadline(at) | Until::Orphaned(at) => Some(at),
+            Until::Leased => None,
+        };
+        match &self.state {
+            State::Armed(armed) if end.is_some_and(|at| at <= armed.deadline_ns) => end,
+            State::Armed(armed) => {
+                let renewal = renewal_ns(&self.fault, armed.deadline_ns);
+                Some(end.map_or(renewal, |at| at.min(renewal)))
             }
-            (State::Armed(armed), Until::Orphaned(at)) => {
-                Some(at.min(renewal_ns(&self.fault, armed.deadline_ns)))
-            }
-            (State::Waiting { retry_ns, .. }, _) => Some(*retry_ns),
-            (State::Recovering { .. }, _) => Some(now + nanos(Duration::from_millis(20))),
-            (State::Ended(..), _) => None,
+            State::Waiting { .. } if halted => end,
+            State::Waiting { retry_ns, .. } => Some(end.map_or(*retry_ns, |at| at.min(*retry_ns))),
+            State::Recovering { .. } => Some(now + nanos(Duration::from_millis(20))),
+            State::Ended(..) => None,
         }
+    }
+}
+
+/// Whether trying again can help.
+fn phase_of(error: &ArmError) -> Phase {
+    match error {
+        ArmError::Unsupported(_) => Phase::NotSupported,
+        ArmError::Target(TargetError::Gone { .. }) => Phase::TargetGone,
+        ArmError::Mechanism(MechanismError::Target(_)) => Phase::NotSupported,
+        _ => Phase::Failed,
     }
 }
 

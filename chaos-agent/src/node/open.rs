@@ -76,7 +76,16 @@ impl Node {
         fs::create_dir_all(&pins).map_err(io_error(format!("create {}", pins.display())))?;
 
         let links = options.bpffs.join("faultline").join("links");
-        let cgroup_drop = CgroupDrop::attach(&options.cgroup_root, &pins, &links);
+        // Only the root of all has no type. Below it our depths are not the kernel's, and a program
+        // that is attached there sees only what is below.
+        let cgroup_drop = if options.cgroup_root.join("cgroup.type").exists() {
+            Err(MechanismError::Target(format!(
+                "{} is not the root of the host's cgroups, as in a node that is itself a container",
+                options.cgroup_root.display()
+            )))
+        } else {
+            CgroupDrop::attach(&options.cgroup_root, &pins, &links)
+        };
         let tc_egress = TcEgress::load(&pins);
         let tried = tc_egress.as_ref().map(TcEgress::probe);
         let capabilities = Capabilities {

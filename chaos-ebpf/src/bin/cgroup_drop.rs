@@ -58,7 +58,7 @@ fn verdict(ctx: &SkBuffContext, direction: Direction) -> i32 {
             if reference.generation == 0 {
                 break;
             }
-            if consider(&ctx.skb, reference, direction, false, now) == Verdict::Drop {
+            if consider(&ctx.skb, reference, direction, false, now, 0) == Verdict::Drop {
                 return DENY;
             }
         }

@@ -100,7 +100,12 @@ struct Decision {
 fn decide(ctx: &TcContext) -> Option<Decision> {
     let target = target(ctx)?;
     // SAFETY: `skb` is the context that the kernel gave to this program.
-    let came_in_by = unsafe { (*ctx.skb.skb).ingress_ifindex };
+    let skb = unsafe { &*ctx.skb.skb };
+    let (device, came_in_by) = (skb.ifindex, skb.ingress_ifindex);
+    if device != target.device {
+        // A filter that was left behind somewhere: its slot is another device's by now.
+        return None;
+    }
     if target.detour_out != 0 && came_in_by == target.detour_out {
         // It has had its delay.
         return None;
@@ -118,7 +123,14 @@ fn decide(ctx: &TcContext) -> Option<Decision> {
         if reference.generation == 0 {
             break;
         }
-        match consider(&ctx.skb, reference, Direction::Egress, detour_in != 0, now) {
+        match consider(
+            &ctx.skb,
+            reference,
+            Direction::Egress,
+            detour_in != 0,
+            now,
+            decision.delay,
+        ) {
             Verdict::Pass => {}
             Verdict::Drop => {
                 decision.lose = true;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chaos_proto::agent::CapabilitiesRequest;
 use chaos_proto::agent::agent_client::AgentClient;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
@@ -102,6 +103,22 @@ async fn stream(
     let config = Arc::clone(&tls.borrow());
     let channel = connect(address, config).await?;
     agents.opened().await;
+    let status = |status| Error::Stream(Box::new(status));
+    let mut client = AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    // Before the first set: one for another node would take that node's faults away.
+    let known = tokio::time::timeout(SILENCE, client.capabilities(CapabilitiesRequest {}))
+        .await
+        .map_err(|_| Error::Silent)?
+        .map_err(status)?
+        .into_inner();
+    if known.node != node {
+        return Err(Error::WrongNode {
+            expected: node.to_owned(),
+            found: known.node,
+        });
+    }
     let generations = agents.begin_stream(node, Timestamp::now());
     let sets = futures::stream::unfold(
         (agents.clone(), node.to_owned(), generations),
@@ -117,10 +134,6 @@ async fn stream(
             Some((set, (agents, node, generations)))
         },
     );
-    let mut client = AgentClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
-    let status = |status| Error::Stream(Box::new(status));
     let mut reports = client.sync(sets).await.map_err(status)?.into_inner();
     tracing::info!(node, %address, "stream to agent");
     loop {

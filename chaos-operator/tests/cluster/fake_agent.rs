@@ -206,7 +206,10 @@ impl Agent for FakeAgent {
         &self,
         _: Request<CapabilitiesRequest>,
     ) -> Result<Response<CapabilitiesReply>, Status> {
-        Ok(Response::new(CapabilitiesReply::default()))
+        Ok(Response::new(CapabilitiesReply {
+            node: self.node.clone(),
+            ..CapabilitiesReply::default()
+        }))
     }
 }
 

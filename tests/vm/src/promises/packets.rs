@@ -42,7 +42,11 @@ fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
         ..Rule::default()
     };
     maps.set_rule(5, rule)?;
-    let mut target = Target::default();
+    // TEST_RUN gives packets the loopback device.
+    let mut target = Target {
+        device: 1,
+        ..Target::default()
+    };
     target.rules[0] = RuleRef {
         id: 5,
         generation: 3,
