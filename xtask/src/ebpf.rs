@@ -7,7 +7,6 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -54,7 +53,7 @@ pub(crate) fn objects(root: &Path) -> Result<Vec<PathBuf>> {
     let target = root.join("target/ebpf");
     step::step("BPF objects", |step| {
         step.run(
-            Command::new("cargo")
+            setup::rust::cargo()
                 .current_dir(root)
                 .args(["build", "--package", "chaos-ebpf", "--bins", "--release"])
                 .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])

@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -107,7 +106,7 @@ pub(crate) fn binaries(root: &Path, packages: &[&str]) -> Result<PathBuf> {
     step::step(
         &format!("static binaries: {}", packages.join(", ")),
         |step| {
-            let mut command = Command::new("cargo");
+            let mut command = rust::cargo();
             command.current_dir(root).args([
                 "build",
                 "--profile",

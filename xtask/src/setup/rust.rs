@@ -12,6 +12,23 @@ const COMPONENTS: [&str; 3] = ["rust-src", "rustfmt", "clippy"];
 /// Agent, operator and probe are static binaries.
 pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// What `cargo run` tells this program about itself. Build scripts read variables of these names
+/// (that of ring does), so left in place they would make cargo build the same crates anew whenever
+/// it is started once by `cargo xtask` and once by hand.
+const ABOUT_XTASK: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+
+/// `cargo`, with the environment that a person's shell would give it.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let is_about_xtask = |text: &str| ABOUT_XTASK.iter().any(|start| text.starts_with(start));
+        if name.to_str().is_some_and(is_about_xtask) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Adds what is missing to the active toolchain.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use anyhow::Result;
 use vm_tests::report::Outcome;
 
 use super::result;
-use crate::{ebpf, step::step, vmtest::TestResult};
+use crate::{ebpf, setup::rust, step::step, vmtest::TestResult};
 
 /// Crates that must build without what the rest of the workspace switches on in their dependencies.
 const PURE: [&str; 4] = ["chaos-abi", "chaos-api", "chaos-planner", "chaos-ebpf"];
@@ -174,7 +174,7 @@ fn outcome_of(line: &str) -> Option<(&str, Outcome)> {
 }
 
 fn cargo(root: &Path) -> Command {
-    let mut command = Command::new("cargo");
+    let mut command = rust::cargo();
     command.current_dir(root);
     command
 }

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -32,7 +31,7 @@ pub(crate) fn build(root: &Path) -> Result<Binaries> {
     let env = ebpf::cargo_env()?;
     step("test binaries", |step| {
         step.run(
-            Command::new("cargo")
+            rust::cargo()
                 .current_dir(root)
                 .args([
                     "build",
