@@ -26,6 +26,9 @@ const README: &str = "README.md";
 const BEGIN: &str = "<!-- kernels: written by `cargo xtask test --bless` -->";
 const END: &str = "<!-- end of kernels -->";
 
+/// Name of the comparison among the results.
+pub(super) const TEST: &str = "vm::results_are_those_of_the_matrix";
+
 const PASSED: &str = "passed";
 const SKIPPED: &str = "skipped: ";
 const FAILED: &str = "failed";
@@ -66,7 +69,7 @@ pub(super) fn compare_or_write(
     root: &Path,
     results: &[TestResult],
     bless: bool,
-) -> Result<Vec<TestResult>> {
+) -> Result<TestResult> {
     let started = Instant::now();
     let now = of(results);
     let file = root.join(FILE);
@@ -95,11 +98,7 @@ pub(super) fn compare_or_write(
             changes.join("\n  ")
         ))
     };
-    Ok(vec![result(
-        "vm::results_are_those_of_the_matrix",
-        outcome,
-        started,
-    )])
+    Ok(result(TEST, outcome, started))
 }
 
 fn parse(text: &str) -> Result<Matrix> {

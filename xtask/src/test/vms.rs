@@ -49,11 +49,12 @@ pub(super) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
     results.extend(on_all_kernels(context, &binaries, &options));
     // A part of the tests says nothing about the table.
     if context.only.is_empty() {
-        results.extend(matrix::compare_or_write(
-            context.root,
-            &results,
-            context.bless,
-        )?);
+        let started = Instant::now();
+        let compared = matrix::compare_or_write(context.root, &results, context.bless);
+        results.push(compared.unwrap_or_else(|error| {
+            let outcome = Outcome::Failed(format!("{error:#}"));
+            result(matrix::TEST, outcome, started)
+        }));
     }
     Ok(results)
 }
