@@ -29,6 +29,9 @@ const BETWEEN: Duration = Duration::from_secs(25);
 /// Spans before and after a round: there are five seconds from one round to the next.
 const SPAN: Duration = Duration::from_secs(2);
 
+/// A datagram may be sent this long before a round of which the answer is refused in it.
+const EDGE: Duration = Duration::from_millis(100);
+
 /// What was seen of a round while it ran.
 struct Round {
     number: u64,
@@ -126,12 +129,13 @@ fn conclude(round: &Round, applied: &Applied, paths: &[Path]) -> Result<Fault> {
     let span = seen.0.saturating_sub(nanos(SPAN))..seen.1;
     let hits = first_and_last(paths.iter().filter(there), &span, Sign::Refused)
         .with_context(|| format!("round {number}: {source} → {target} was not cut"))?;
-    let spans = Spans::around(
+    let mut spans = Spans::around(
         hits.0.saturating_sub(nanos(SPAN)),
-        hits.0,
+        hits.0.saturating_sub(nanos(EDGE)),
         hits,
         hits.1 + nanos(SPAN),
     );
+    spans.after.start += nanos(EDGE);
     let cut = Stats::over(paths.iter().filter(there), &spans.during);
     let others = |path: &&Path| !there(path) && !back(path);
     let figures = |who: &str, rows| Figures::of(who, rows, &spans);
