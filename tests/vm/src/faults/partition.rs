@@ -187,12 +187,12 @@ fn a_partition_ends_at_its_deadline_by_itself() -> Result<()> {
     let mut host = Host::open()?;
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(200))?;
-    let time = Duration::from_secs(3);
+    let time = Duration::from_secs(6);
     let asked = Stamp::now();
     host.arm(lasting(fault("p", &target, drop_egress()), time))?;
     let armed = Stamp::now();
     // Nobody looks after it from here on.
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(7));
     let probes = prober.stop()?;
     let during = probes.between(armed, asked + time);
     ensure!(
