@@ -14,10 +14,10 @@
 //! panic, and is skipped by returning [`registry::skip`] with the reason why this kernel cannot.
 //! What it measured goes to the console by [`registry::note`].
 //!
-//! ```ignore
+//! ```no_run
 //! use anyhow::{Result, ensure};
-//! use crate::{cgroup::Cgroup, clock::Stamp, netns::Pair, process::Place, program::{Program, Scratch}};
-//! use crate::{udp::{Echo, Prober, Probing}, vm_test};
+//! use vm_tests::{cgroup::Cgroup, clock::Stamp, netns::Pair, process::Place};
+//! use vm_tests::{program::{Program, Scratch}, udp::{Echo, Prober, Probing}, vm_test};
 //!
 //! vm_test!(a_delayed_packet_arrives_late, limit = 30);
 //! fn a_delayed_packet_arrives_late() -> Result<()> {
