@@ -101,6 +101,16 @@ fn run_all(cluster: &Cluster, chosen: &[&Test]) -> Result<Vec<TestResult>> {
         }
         results.push(result(&full_name(test), outcome, started));
     }
+    let started = Instant::now();
+    let left = match bench.nothing_is_left() {
+        Ok(()) => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    };
+    results.push(result(
+        "cluster::the_tests_have_left_nothing",
+        left,
+        started,
+    ));
     bench.tell_first_hits();
     lab.end()?;
     Ok(results)

@@ -19,19 +19,19 @@ use crate::{
 
 pub(super) const NAMESPACE: &str = "cluster-tests";
 
-/// `a` and `b` are what experiments are about; nothing is ever asked of `c` and `d`.
-pub(super) const PODS: [(&str, &[(&str, &str)]); 4] = [
+/// `a` and `b` are what experiments are about; nothing is ever asked of `c`.
+pub(super) const PODS: [(&str, &[(&str, &str)]); 3] = [
     ("a", &[("app", "peer")]),
     ("b", &[("app", "peer")]),
     ("c", &[("app", "bystander")]),
-    ("d", &[("app", "bystander")]),
 ];
 
 /// Before and after a fault.
 pub(super) const SPAN: Duration = Duration::from_secs(2);
 
-/// A round trip on an emulated node that nothing is done to; jitter stays below in the median.
-const USUAL_MS: f64 = 20.0;
+/// Half of any delay that is injected here. On an emulated node that has other work to do, the median
+/// of what nothing is done to comes near it.
+const USUAL_MS: f64 = 50.0;
 
 /// How much later than its deadline a fault may still hit: the promise of 100 ms.
 const LATE: Duration = Duration::from_millis(100);
@@ -103,7 +103,11 @@ impl<'a> Bench<'a> {
     /// Deletes whatever a test has left.
     pub(super) fn sweep(&self) -> Result<()> {
         let words = ["delete", "networkchaos", "--all", "--timeout=30s"];
-        step::output(&mut self.lab.kubectl(words))?;
+        step::output(&mut self.lab.kubectl(words)).map(drop)
+    }
+
+    /// Fails if an agent still has something of the experiments here.
+    pub(super) fn nothing_is_left(&self) -> Result<()> {
         let held = self.lab.held()?;
         ensure!(held.is_empty(), "agents still hold {held:?}");
         Ok(())

@@ -55,17 +55,17 @@ fn a_delay_adds_what_is_asked_and_a_bystander_feels_nothing(bench: &Bench<'_>) -
                 - before.median_ms.context("nothing came through before")?;
             note!("{from} → {to} (IPv6: {}): {added:+.1} ms", path.ipv6);
             ensure!(
-                (98.0..125.0).contains(&added),
+                (98.0..150.0).contains(&added),
                 "{from} → {to}: {added:+.1} ms"
             );
             ensure!(
                 before.loss() + during.loss() + after.loss() == 0.0,
                 "{from} → {to}: {before:?} {during:?} {after:?}"
             );
-            ensure!(after.median_ms.is_some_and(|ms| ms < 20.0), "{after:?}");
+            ensure!(after.median_ms.is_some_and(|ms| ms < 50.0), "{after:?}");
         }
     }
-    for (from, to) in [("a", "c"), ("c", "a"), ("c", "b"), ("c", "d"), ("d", "c")] {
+    for (from, to) in [("a", "c"), ("c", "a"), ("c", "b"), ("b", "c")] {
         seen.is_untouched(from, to)?;
     }
     is_over(&seen)
@@ -126,7 +126,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
     );
     ensure!(there.refused == 0, "the sender was told: {there:?}");
     ensure!((0.15..0.45).contains(&there.loss()), "{there:?}");
-    for (from, to) in [("a", "c"), ("c", "b"), ("c", "d")] {
+    for (from, to) in [("a", "c"), ("c", "b")] {
         seen.is_untouched(from, to)?;
     }
     is_over(&seen)
@@ -146,7 +146,7 @@ fn partition(bench: &Bench<'_>, direction: &str, refused: &[(&str, &str)]) -> Re
         seen.is_well(from, to, &(hits.1 + nanos(EDGE)..seen.until))?;
     }
     bench.first_hit(&seen.applied, first);
-    for (from, to) in [("a", "c"), ("c", "a"), ("b", "c"), ("c", "b"), ("c", "d")] {
+    for (from, to) in [("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")] {
         seen.is_untouched(from, to)?;
     }
     is_over(&seen)?;
