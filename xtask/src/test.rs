@@ -22,6 +22,9 @@ pub(crate) struct Options {
     /// contains this
     #[arg(long, value_name = "STAGE|PART")]
     only: Option<String>,
+    /// Leave this stage out; it counts as skipped
+    #[arg(long, value_name = "STAGE")]
+    without: Vec<String>,
     /// Take what the VM tests say as the new tests/vm/matrix.json, and write README.md's table
     #[arg(long)]
     bless: bool,
@@ -109,6 +112,11 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
                 stage.has_tests
             };
         if !chosen {
+            continue;
+        }
+        if options.without.iter().any(|name| name == stage.name) {
+            let reason = format!("left out by --without {}", stage.name);
+            results.push(result(stage.name, Outcome::Skipped(reason), Instant::now()));
             continue;
         }
         let part = if named { "" } else { only };
