@@ -50,13 +50,15 @@ pub(crate) fn ensure() -> Result<()> {
         );
     }
     step::step("Debian packages", |step| {
-        step.run(Command::new("apt-get").args(["-q", "update"]))?;
-        step.run(
+        // A source of somebody else's that cannot be reached is no reason to give up.
+        let updated = step.run(Command::new("apt-get").args(["-q", "update"]));
+        let installed = step.run(
             Command::new("apt-get")
                 .args(["-q", "-y", "--no-install-recommends", "install"])
                 .args(&missing)
                 .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
+        );
+        installed.or_else(|error| updated.and(Err(error)))
     })
     .with_context(|| format!("install them by hand:\n  {}", install_line(&missing)))
 }
