@@ -21,6 +21,7 @@ use chaos_planner::fault::{Effect, Fault, NetworkEffect, TargetRef};
 use chaos_planner::observed::Counts;
 
 pub use self::armed::{ArmError, Armed, ArmedRule, MechanismName, Place};
+pub use self::devices::Drained;
 
 use self::allocate::Ids;
 use self::devices::Devices;
@@ -293,9 +294,8 @@ impl Executor {
         Ok(())
     }
 
-    /// Detaches from devices whose packets have all arrived; returns when to look again,
-    /// CLOCK_MONOTONIC nanoseconds.
-    pub fn drain(&mut self) -> Option<u64> {
+    /// Detaches from devices whose packets have all arrived.
+    pub fn drain(&mut self) -> Drained {
         self.devices.drain(&mut self.maps)
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use chaos_planner::capabilities::Capabilities;
 use chaos_planner::fault::{Fault, FaultId, Lifetime};
 use chaos_planner::observed::{Observed, Phase};
-use chaos_planner::plan::{HAND_OVER, Held, RENEW_EVERY, Step, Until, Wanted, diff, lease};
+use chaos_planner::plan::{HAND_OVER, Held, RENEW_EVERY, Step, Until, Wanted, diff, lease, nanos};
 use nix::fcntl::Flock;
 
 pub use self::open::OpenError;
@@ -171,13 +171,12 @@ impl Node {
                 tracing::warn!(%error, "failed to tell the programs what is armed");
             }
         }
-        let attached = self.executor.devices().len();
-        let drained_at = self.executor.drain();
+        let drained = self.executor.drain();
         self.verify_recovered(now);
-        if changes || attached != self.executor.devices().len() {
+        if changes || drained.detached {
             self.write_journal();
         }
-        self.next(clock::now_ns(), drained_at, halted)
+        self.next(clock::now_ns(), drained.look_ns, halted)
     }
 
     /// What the kernel holds of the faults of an owner, or of all; counters included.
@@ -485,8 +484,4 @@ fn renewal_ns(fault: &Fault, deadline_ns: u64) -> u64 {
     deadline_ns
         .saturating_sub(nanos(lease(fault)))
         .saturating_add(nanos(RENEW_EVERY))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

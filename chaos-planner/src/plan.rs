@@ -156,7 +156,8 @@ fn same_but_for_peers(a: &Fault, b: &Fault) -> bool {
     plain(a) == plain(b)
 }
 
-fn nanos(duration: Duration) -> u64 {
+/// Nanoseconds as the kernel counts them; 584 years and more are all the same.
+pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aya::maps::MapError;
 use chaos_abi::network::Target;
+use chaos_planner::plan::nanos;
 
 use super::allocate::Slots;
 use super::{ArmError, MechanismName, Place};
@@ -39,6 +40,15 @@ enum Use {
 struct Attached {
     device: Device,
     used: Use,
+}
+
+/// How far devices are with their last packets.
+#[derive(Clone, Copy, Debug)]
+pub struct Drained {
+    /// When to look again, CLOCK_MONOTONIC nanoseconds; `None` when no device is draining.
+    pub look_ns: Option<u64>,
+    /// One was detached from: what the journal says of it has changed.
+    pub detached: bool,
 }
 
 /// All of them.
@@ -164,9 +174,10 @@ impl Devices {
         });
     }
 
-    /// Detaches from devices whose packets have all arrived; returns when to look again.
-    pub(super) fn drain(&mut self, maps: &mut Pinned) -> Option<u64> {
+    /// Detaches from devices whose packets have all arrived.
+    pub(super) fn drain(&mut self, maps: &mut Pinned) -> Drained {
         let now = clock::now_ns();
+        let mut detached = false;
         let proc_root = &self.proc_root;
         self.all.retain_mut(|a| {
             let Use::Draining { look_at, over_at, was_empty } = a.used else { return true };
@@ -177,6 +188,7 @@ impl Devices {
             if is_empty && (was_empty || a.device.detour.is_none()) {
                 match detach(proc_root, &a.device, maps) {
                     Ok(()) => {
+                        detached = true;
                         a.device.detour = None;
                         a.device.longest_delay = Duration::ZERO;
                         a.used = Use::Resting;
@@ -198,7 +210,10 @@ impl Devices {
             Use::Draining { look_at, .. } => Some(look_at),
             _ => None,
         });
-        looks.min()
+        Drained {
+            look_ns: looks.min(),
+            detached,
+        }
     }
 
     /// Detaches from all, waiting for nothing, and removes what was left resting.
@@ -237,8 +252,4 @@ fn is_empty(proc_root: &Path, device: &Device) -> bool {
 
 fn namespace(proc_root: &Path, device: &Device) -> Option<PathBuf> {
     netns::find(proc_root, device.netns_inode, Path::new(""))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,5 @@
 //! rtnetlink requests that injecting needs: devices, qdiscs and filters of the namespace that the
-//! calling thread is in. Blocking, one request at a time; the kernel's reasons are kept (extended
-//! acknowledgements).
+//! calling thread is in. Blocking, one request at a time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -91,8 +90,6 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Reasons in words. An old kernel without them still answers with errno.
-        drop(socket.set_ext_ack(true));
         Ok(Self {
             socket,
             sequence: 0,
@@ -414,7 +411,7 @@ impl Netlink {
                     NetlinkPayload::Error(error) => {
                         return match error.code {
                             None => Ok(answers),
-                            Some(code) => Err(refusal(code.get(), &error.header)),
+                            Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
                         };
                     }
                     NetlinkPayload::Done(_) => return Ok(answers),
@@ -423,12 +420,6 @@ impl Netlink {
             }
         }
     }
-}
-
-/// The errno of a refusal, with the kernel's own words when there are any: after the echoed
-/// request header and errno come attributes, of which 1 is the message (linux/netlink.h).
-fn refusal(code: i32, _echo: &[u8]) -> io::Error {
-    io::Error::from_raw_os_error(-code)
 }
 
 fn absent(error: &io::Error) -> bool {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::Fault;
 use chaos_planner::observed::{Counts, Observed, Phase};
-use chaos_planner::plan::Until;
+use chaos_planner::plan::{Until, nanos};
 
-use super::{Owner, nanos, renewal_ns};
+use super::{Owner, renewal_ns};
 use crate::executor::{ArmError, Armed, Executor};
 use crate::mechanism::MechanismError;
 use crate::target::TargetError;

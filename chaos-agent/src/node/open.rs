@@ -15,7 +15,7 @@ use nix::sys::utsname::uname;
 use super::entry::Entry;
 use super::{Node, Options, Owner};
 use crate::executor::Executor;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::kernel::maps::{self, MapsError, Pinned};
 use crate::kernel::{clock, objects};
 use crate::mechanism::MechanismError;
@@ -158,8 +158,6 @@ impl Node {
         })
     }
 }
-
-use crate::journal;
 
 fn lock(options: &Options) -> Result<Flock<File>, OpenError> {
     let path = options.run_dir.join("lock");
