@@ -140,13 +140,6 @@ impl Agents {
         generations
     }
 
-    /// The experiment has nothing on any node yet, so its share is not missing.
-    pub fn has_nothing(&self, uid: &str) {
-        let mut table = self.lock();
-        table.missing.remove(uid);
-        self.open_if_complete(&table);
-    }
-
     /// All nodes that are known.
     #[must_use]
     pub fn nodes(&self) -> Vec<String> {
@@ -224,7 +217,7 @@ impl Agents {
     }
 
     /// The set that a node should have now.
-    fn desired(&self, name: &str, now: Timestamp) -> DesiredSet {
+    pub(crate) fn desired(&self, name: &str, now: Timestamp) -> DesiredSet {
         let table = self.lock();
         let Some(node) = table.nodes.get(name) else {
             return DesiredSet::default();

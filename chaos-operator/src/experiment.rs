@@ -51,7 +51,7 @@ pub struct Step {
     pub faults: BTreeMap<String, Vec<Fault>>,
     /// When these faults end by themselves.
     pub ends_at: Option<Timestamp>,
-    /// What to do about the finalizer; adding it comes before sending faults.
+    /// What the object's finalizers, as it shows them, are in want of.
     pub finalizer: FinalizerAction,
     /// To be published.
     pub notices: Vec<Notice>,
@@ -330,7 +330,7 @@ fn finalizer<K: Kind>(
 ) -> FinalizerAction {
     let is_there = object.finalizers().iter().any(|one| one == FINALIZER);
     if window.halt != Some(Halt::Deleted) {
-        return if is_there || kept.has_finalizer || !has_faults {
+        return if is_there || !has_faults {
             FinalizerAction::Keep
         } else {
             FinalizerAction::Add

@@ -38,8 +38,6 @@ pub struct Kept {
     pub told: Vec<String>,
     /// As they were written last: they remember when they changed.
     pub conditions: Vec<Condition>,
-    /// The finalizer has been set, even if the object we see does not have it yet.
-    pub has_finalizer: bool,
     /// The status that the API server has, and when its counters were refreshed.
     pub written: Option<(ChaosStatus, Timestamp)>,
     /// Records that Chaos Mesh says it has injected: not ours.

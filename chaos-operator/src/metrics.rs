@@ -141,14 +141,16 @@ impl Metrics {
     }
 
     /// A look at an experiment has taken this long.
-    pub fn looked(&self, kind: &'static str, took: Duration, failed: bool) {
+    pub fn looked(&self, kind: &'static str, took: Duration) {
         let labels = KindLabels { kind };
         self.looks
             .get_or_create(&labels)
             .observe(took.as_secs_f64());
-        if failed {
-            self.failures.get_or_create(&labels).inc();
-        }
+    }
+
+    /// A write of an experiment's object has failed.
+    pub fn failed(&self, kind: &'static str) {
+        self.failures.get_or_create(&KindLabels { kind }).inc();
     }
 
     /// All metrics as text, with the state of the connections as it is now.

@@ -4,23 +4,25 @@
 //! Each experiment has a task of its own that remembers what it has done, so that it needs neither
 //! locks nor a fresh read from the API server to go on. It looks whenever it is woken (the object,
 //! one of its pods, or what an agent says has changed) or a time has come, at once and without
-//! waiting for more. On the way from an applied document to the agents lies one round trip to the
-//! API server, that of the finalizer; the status and the Events come after the agents were told.
+//! waiting for more, and puts what follows into the agents' table in the same breath: between an
+//! applied document and the agents lies no round trip to the API server. The object is written
+//! behind that, one write at a time (`write.rs`), and looking goes on meanwhile. What has become of
+//! an object that cannot be read is in `unreadable.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use chaos_api::v1alpha1::names::{FIELD_MANAGER, FINALIZER, GROUP, VERSION};
+use chaos_api::v1alpha1::names::{GROUP, VERSION};
 use chaos_api::v1alpha1::{ChaosStatus, DesiredPhase, RecordPhase, SummaryPhase};
+use futures::FutureExt;
+use futures::future::{Fuse, FusedFuture};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{Patch, PatchParams};
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::{DeserializeGuard, ObjectMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Client, ResourceExt};
-use serde_json::json;
+use kube::{Client, Resource, ResourceExt};
 use tokio::sync::Notify;
 
 use crate::agents::Agents;
@@ -31,12 +33,10 @@ use crate::kept::Kept;
 use crate::kind::Kind;
 use crate::metrics::Metrics;
 use crate::notice::Notice;
+use write::{Done, Pace, Write, is_gone};
 
 mod unreadable;
-
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LAST_BACKOFF: Duration = Duration::from_secs(30);
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+mod write;
 
 /// What all experiments share.
 #[derive(Clone)]
@@ -68,114 +68,152 @@ pub(crate) struct Experiment<K: Kind> {
 #[derive(Default)]
 struct Memory {
     kept: Option<Kept>,
-    /// The finalizer has been taken away; the object we see may not show it yet.
-    released: bool,
+    /// `resourceVersion` of the object whose finalizers were changed last: what that one shows of
+    /// them is out of date. The change was made on condition that it was the newest, so every
+    /// other that is seen from then on is newer, and shows them as they are.
+    finalized: Option<String>,
     /// What an unreadable object was refused for.
     refused: Option<String>,
+}
+
+impl Memory {
+    /// Whether the finalizers of this object are as it shows them.
+    fn shows_finalizers(&self, meta: &ObjectMeta) -> bool {
+        self.finalized.is_none() || self.finalized != meta.resource_version
+    }
+}
+
+/// What is left to do when the agents' table has been brought up to date.
+#[derive(Debug)]
+struct Turn {
+    /// What to change about the object.
+    write: Option<Write>,
+    /// When to look again, if nothing happens before.
+    look_again_at: Option<Timestamp>,
 }
 
 impl<K: Kind> Experiment<K> {
     /// Looks after the experiment until it is gone.
     pub(crate) async fn run(self) {
         let mut memory = Memory::default();
-        let mut backoff = FIRST_BACKOFF;
+        let mut pace = Pace::default();
+        let mut writing = Fuse::terminated();
         loop {
             let object = self.store.get(&self.key);
             let Some(object) = object.filter(|object| object.uid().as_ref() == Some(&self.uid))
             else {
                 self.context.agents.forget(&self.uid, Timestamp::now());
                 self.context.metrics.experiment_gone(&self.uid);
+                if !writing.is_terminated() {
+                    // The watch is faster than the answer to what has let the object go.
+                    self.written(writing.await, &mut memory, &mut pace);
+                }
                 tracing::debug!(object = %self.key, "gone");
                 return;
             };
             let began = Instant::now();
-            let result = match &object.0 {
-                Ok(object) => self.turn(object, &mut memory).await,
-                Err(invalid) => self.turn_unreadable(invalid, &mut memory).await,
+            let turn = match &object.0 {
+                Ok(object) => self.turn(object, &mut memory),
+                Err(invalid) => self.turn_unreadable(invalid, &mut memory),
             };
-            self.context
-                .metrics
-                .looked(K::NAME, began.elapsed(), result.is_err());
-            let wait = match result {
-                Ok(at) => {
-                    backoff = FIRST_BACKOFF;
-                    at.map(until)
+            self.context.metrics.looked(K::NAME, began.elapsed());
+            let mut wait = turn.look_again_at.map(until);
+            if let Some(write) = turn.write
+                && writing.is_terminated()
+            {
+                let pause = pace.pause(object.meta());
+                if pause.is_zero() {
+                    writing = self.carry_out(object.meta().clone(), write).boxed().fuse();
+                } else {
+                    wait = Some(wait.map_or(pause, |wait| wait.min(pause)));
                 }
-                Err(error) => {
-                    tracing::warn!(object = %self.key, %error, retry_in = ?backoff, "failed to reconcile");
-                    let wait = backoff;
-                    backoff = (backoff * 2).min(LAST_BACKOFF);
-                    Some(wait)
+            }
+            let time = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
                 }
             };
-            match wait {
-                Some(wait) => {
-                    let _ = tokio::time::timeout(wait, self.wake.notified()).await;
+            tokio::select! {
+                done = &mut writing, if !writing.is_terminated() => {
+                    self.written(done, &mut memory, &mut pace);
                 }
-                None => self.wake.notified().await,
+                () = self.wake.notified() => {}
+                () = time => {}
             }
         }
     }
 
-    async fn turn(
-        &self,
-        object: &K,
-        memory: &mut Memory,
-    ) -> Result<Option<Timestamp>, kube::Error> {
+    /// Looks, and tells the agents.
+    fn turn(&self, object: &K, memory: &mut Memory) -> Turn {
         let now = Timestamp::now();
+        let shows_finalizers = memory.shows_finalizers(object.meta());
         let (step, kept) = self.look(object, &mut memory.kept, now);
-        let mut notices = Vec::new();
-        if step.finalizer == FinalizerAction::Add {
-            // A new experiment must not keep the others from being sent.
-            self.context.agents.has_nothing(&self.uid);
-            match self
-                .patch_finalizers(object.meta(), |all| all.push(FINALIZER.to_owned()))
-                .await
-            {
-                Ok(()) => {
-                    kept.has_finalizer = true;
-                    notices.push(Notice::finalizer_inited());
-                }
-                Err(error) => {
-                    self.publish(object.meta(), step.notices);
-                    return match error {
-                        kube::Error::Api(status) if status.code == 404 => Ok(None),
-                        error => Err(error),
-                    };
+        // Nothing stands between the look and the agents, not even the finalizer. Before that is
+        // set, a deletion takes the object away at once: then this task sees it gone, and the next
+        // set withdraws the faults. If this process dies before, the first set of the next operator
+        // does: it knows the objects that exist, and no others.
+        let generations = self.context.agents.publish(
+            &self.uid,
+            step.faults,
+            step.ends_at,
+            &kept.nodes(),
+            Timestamp::now(),
+        );
+        kept.note(&generations);
+        self.count(object, &step.status);
+        self.publish(object.meta(), step.notices);
+        let write = match step.finalizer {
+            FinalizerAction::Add if shows_finalizers => Some(Write::AddFinalizer),
+            FinalizerAction::Remove(reason) if shows_finalizers => {
+                Some(Write::RemoveFinalizer(reason))
+            }
+            // Nobody reads the status of what is gone the next moment.
+            FinalizerAction::Remove(_) => None,
+            FinalizerAction::Add | FinalizerAction::Keep => {
+                must_write(kept.written.as_ref(), &step.status, now)
+                    .then(|| Write::Status(Box::new(step.status), now))
+            }
+        };
+        Turn {
+            write,
+            look_again_at: step.look_again_at,
+        }
+    }
+
+    /// Takes in what has become of a write.
+    fn written(&self, done: Done, memory: &mut Memory, pace: &mut Pace) {
+        let Done {
+            meta,
+            write,
+            result,
+        } = done;
+        if let Err(error) = result {
+            self.context.metrics.failed(K::NAME);
+            let retry_in = pace.failed(&meta);
+            if is_gone(&error) {
+                tracing::debug!(object = %self.key, %error, ?retry_in, "the object is gone");
+            } else {
+                tracing::warn!(object = %self.key, %error, ?retry_in, "failed to reconcile");
+            }
+            return;
+        }
+        *pace = Pace::default();
+        match write {
+            Write::AddFinalizer => {
+                memory.finalized.clone_from(&meta.resource_version);
+                self.publish(&meta, vec![Notice::finalizer_inited()]);
+            }
+            Write::RemoveFinalizer(reason) => {
+                memory.finalized.clone_from(&meta.resource_version);
+                self.publish(&meta, vec![Notice::finalizer_removed(reason.as_deref())]);
+            }
+            Write::Status(status, at) => {
+                if let Some(kept) = &mut memory.kept {
+                    kept.written = Some((*status, at));
                 }
             }
         }
-        let Step {
-            faults,
-            ends_at,
-            finalizer,
-            notices: said,
-            status,
-            look_again_at,
-        } = step;
-        let nodes = kept.nodes();
-        let generations =
-            self.context
-                .agents
-                .publish(&self.uid, faults, ends_at, &nodes, Timestamp::now());
-        kept.note(&generations);
-        notices.extend(said);
-        self.count(object, &status);
-
-        let result = if let FinalizerAction::Remove(reason) = finalizer {
-            // Nobody reads the status of what is gone the next moment.
-            self.release(object, memory, reason, &mut notices).await
-        } else if must_write(kept.written.as_ref(), &status, now) {
-            let result = self.write_status(object, &status).await;
-            if result.is_ok() {
-                kept.written = Some((status, now));
-            }
-            result
-        } else {
-            Ok(())
-        };
-        self.publish(object.meta(), notices);
-        result.map(|()| look_again_at)
     }
 
     fn look<'m>(
@@ -203,83 +241,7 @@ impl<K: Kind> Experiment<K> {
         (experiment::look(object, kept, &around), kept)
     }
 
-    /// Takes the finalizer away.
-    async fn release(
-        &self,
-        object: &K,
-        memory: &mut Memory,
-        reason: Option<String>,
-        notices: &mut Vec<Notice>,
-    ) -> Result<(), kube::Error> {
-        if memory.released {
-            return Ok(());
-        }
-        self.patch_finalizers(object.meta(), |all| all.retain(|one| one != FINALIZER))
-            .await?;
-        memory.released = true;
-        notices.push(Notice::finalizer_removed(reason.as_deref()));
-        Ok(())
-    }
-
-    /// Changes the finalizers by a merge patch that fails if the object has changed meanwhile.
-    /// (By server-side apply ours could not be taken away once a re-applied document owns it too.)
-    async fn patch_finalizers(
-        &self,
-        meta: &kube::core::ObjectMeta,
-        change: impl FnOnce(&mut Vec<String>),
-    ) -> Result<(), kube::Error> {
-        let mut finalizers = meta.finalizers.clone().unwrap_or_default();
-        change(&mut finalizers);
-        let patch = json!({
-            "metadata": { "finalizers": finalizers, "resourceVersion": meta.resource_version },
-        });
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let (api, patch) = (self.api(meta), Patch::Merge(patch));
-        let result = in_time(api.patch_metadata(&self.key.name, &params, &patch)).await;
-        match result {
-            Ok(PartialObjectMeta { .. }) => Ok(()),
-            // It went away by itself; there is nothing to hold on to, and nothing to let go of.
-            Err(kube::Error::Api(status))
-                if status.code == 404 && meta.deletion_timestamp.is_some() =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Server-side apply of the whole status: what is left out goes away.
-    async fn write_status(&self, object: &K, status: &ChaosStatus) -> Result<(), kube::Error> {
-        let meta = object.meta();
-        let patch = json!({
-            "apiVersion": format!("{GROUP}/{VERSION}"),
-            "kind": K::NAME,
-            "metadata": { "name": meta.name, "namespace": meta.namespace, "uid": self.uid },
-            "status": status,
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let (api, patch) = (self.api(meta), Patch::Apply(patch));
-        let result = in_time(api.patch_status(&self.key.name, &params, &patch)).await;
-        match result {
-            Ok(_) => Ok(()),
-            // Gone, or another one of the same name: its task will see.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                tracing::debug!(object = %self.key, %status, "status not written");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn api(&self, meta: &kube::core::ObjectMeta) -> Api<K> {
-        let namespace = meta.namespace.as_deref().unwrap_or_default();
-        Api::namespaced(self.context.client.clone(), namespace)
-    }
-
-    fn publish(&self, meta: &kube::core::ObjectMeta, notices: Vec<Notice>) {
+    fn publish(&self, meta: &ObjectMeta, notices: Vec<Notice>) {
         let reference = ObjectReference {
             api_version: Some(format!("{GROUP}/{VERSION}")),
             kind: Some(K::NAME.to_owned()),
@@ -300,14 +262,6 @@ impl<K: Kind> Experiment<K> {
         self.context
             .metrics
             .experiment(&self.uid, &namespace, K::NAME, phase);
-    }
-}
-
-/// A call that hangs must not keep an experiment from being recovered.
-async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result,
-        Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
     }
 }
 
@@ -353,3 +307,6 @@ fn until(at: Timestamp) -> Duration {
 fn nothing() -> BTreeMap<String, Vec<chaos_proto::agent::Fault>> {
     BTreeMap::new()
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,7 +62,7 @@ async fn nothing_is_sent_before_every_experiment_has_put_in_its_share() {
     agents.publish("b", BTreeMap::new(), None, &[], time(0));
     agents.forget("c", time(0));
     assert!(!is_open());
-    agents.has_nothing("d");
+    agents.publish("d", BTreeMap::new(), None, &[], time(0));
     assert!(is_open());
     agents.expect(KIND, ["e".to_owned()]);
     assert!(is_open(), "a later list closes nothing");

@@ -96,7 +96,6 @@ impl Bench {
         let generations = nodes.into_iter().map(|node| (node, self.generation));
         self.kept.note(&generations.collect());
         if step.finalizer == FinalizerAction::Add {
-            self.kept.has_finalizer = true;
             self.chaos.finalizers_mut().push(FINALIZER.to_owned());
         }
         self.step.insert(step)

@@ -9,23 +9,24 @@ use kube::core::error_boundary::InvalidObject;
 
 use crate::kind::Kind;
 use crate::notice::Notice;
-use crate::reconcile::{Experiment, Memory, nothing};
+use crate::reconcile::write::Write;
+use crate::reconcile::{Experiment, Memory, Turn, nothing};
 
 /// How soon to ask again whether all agents have carried out the empty set: reports of a node on
 /// which this object never had anything do not wake its task.
 const ASK_AGAIN: SignedDuration = SignedDuration::from_millis(200);
 
 impl<K: Kind> Experiment<K> {
-    pub(super) async fn turn_unreadable(
-        &self,
-        invalid: &InvalidObject,
-        memory: &mut Memory,
-    ) -> Result<Option<Timestamp>, kube::Error> {
+    pub(super) fn turn_unreadable(&self, invalid: &InvalidObject, memory: &mut Memory) -> Turn {
         let now = Timestamp::now();
         let agents = &self.context.agents;
         memory.kept = None;
         let generations = agents.publish(&self.uid, nothing(), None, &agents.nodes(), now);
         let meta = &invalid.metadata;
+        let mut turn = Turn {
+            write: None,
+            look_again_at: None,
+        };
         if meta.deletion_timestamp.is_none() {
             if memory.refused.as_ref() != Some(&invalid.error) {
                 let error = &invalid.error;
@@ -36,11 +37,11 @@ impl<K: Kind> Experiment<K> {
                 self.publish(meta, vec![Notice::refused(&problem)]);
                 memory.refused = Some(invalid.error.clone());
             }
-            return Ok(None);
+            return turn;
         }
         let finalizers = meta.finalizers.as_deref().unwrap_or_default();
-        if memory.released || !finalizers.iter().any(|one| one == FINALIZER) {
-            return Ok(None);
+        if !memory.shows_finalizers(meta) || !finalizers.iter().any(|one| one == FINALIZER) {
+            return turn;
         }
         let annotations = meta.annotations.as_ref();
         let is_forced = annotations
@@ -52,13 +53,11 @@ impl<K: Kind> Experiment<K> {
                 let node = view.node(node);
                 !node.connected || node.generation >= *asked
             });
-        if !is_clean && !is_forced {
-            return Ok(Some(now + ASK_AGAIN));
+        if is_clean || is_forced {
+            turn.write = Some(Write::RemoveFinalizer(None));
+        } else {
+            turn.look_again_at = Some(now + ASK_AGAIN);
         }
-        self.patch_finalizers(meta, |all| all.retain(|one| one != FINALIZER))
-            .await?;
-        memory.released = true;
-        self.publish(meta, vec![Notice::finalizer_removed(None)]);
-        Ok(None)
+        turn
     }
 }

@@ -73,6 +73,16 @@ fn a_deleted_one_that_was_never_injected_goes_at_once() {
 }
 
 #[test]
+fn a_finalizer_that_is_torn_off_is_wanted_again() {
+    let mut bench = Bench::new(PARTITION);
+    bench.settle();
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    bench.chaos.finalizers_mut().clear();
+    assert_eq!(bench.look().finalizer, FinalizerAction::Add);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+}
+
+#[test]
 fn a_bad_document_is_answered_once_and_gets_nothing() {
     let mut bench = Bench::new(
         "{action: delay, mode: fixed, value: '0', selector: {}, delay: {latency: 1s, jitter: 2ms}}",
