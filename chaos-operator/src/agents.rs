@@ -4,8 +4,8 @@
 //! set of its node. Nothing is sent before every experiment that exists has put its share in once
 //! (see [`Agents::expect`]): a set that lacks one would take its faults away.
 //!
-//! `connection.rs` carries sets and reports between this table and an agent, `discovery.rs` finds
-//! agents. What a report *means* is decided in `phase.rs`.
+//! `connection.rs` carries sets and reports between this table and an agent, `sets.rs` says when a
+//! set is sent, `discovery.rs` finds agents. What a report *means* is decided in `phase.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,7 @@ use crate::view::{NodeView, Seen, View};
 
 mod connection;
 pub mod discovery;
+mod sets;
 
 pub use connection::Tls;
 

@@ -77,12 +77,12 @@ impl Default for Metrics {
         );
         ours.register(
             "reconcile_seconds",
-            "Time from seeing a change to having told agents and written the status",
+            "Time from seeing a change to having told the agents",
             looks.clone(),
         );
         ours.register(
             "reconcile_errors",
-            "Looks at an experiment that failed and are repeated",
+            "Writes of an experiment's object that failed and are repeated",
             failures.clone(),
         );
         ours.register("agents", "Agents by connection state", agents.clone());

@@ -112,6 +112,26 @@ async fn a_client_hears_that_its_set_was_carried_out_and_nothing_of_other_client
 }
 
 #[tokio::test]
+async fn the_same_generation_again_is_carried_out_with_the_time_that_is_left_by_then() {
+    let (node, world) = start();
+    let mut operator = Client::new(&node, "operator");
+    for left in [60, 50] {
+        let lifetime = Lifetime::For(Duration::from_secs(left));
+        operator.desire(7, vec![partition("a", "one", lifetime)]);
+        operator
+            .until(|set| set.generation == 7 && phases(set) == [WirePhase::Injected])
+            .await;
+        let reported = node.report().await.unwrap().faults.len();
+        assert_eq!(reported, 1);
+        let world = world.lock().unwrap();
+        let Lifetime::For(told) = world.faults["a"].fault.lifetime else {
+            panic!("it has a deadline");
+        };
+        assert!(told <= Duration::from_secs(left), "{told:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_empty_first_set_is_answered_at_once() {
     let (node, _) = start();
     let mut operator = Client::new(&node, "operator");

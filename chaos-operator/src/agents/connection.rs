@@ -1,6 +1,5 @@
-//! One stream to one agent: connects, sends the newest set, takes reports in, and again.
+//! One stream to one agent: connects, sends sets (`sets.rs`), takes reports in, and again.
 //!
-//! Only the newest set matters: a set that was replaced while the stream was busy is never sent.
 //! The agent serves one certificate for all nodes, so its report must name the node that was
 //! dialled.
 
@@ -20,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Uri};
 
 use crate::agents::Agents;
+use crate::agents::sets::sets;
 
 /// The name in the agents' certificate.
 pub(super) const SERVER_NAME: &str = "chaos-agent.faultline";
@@ -119,22 +119,11 @@ async fn stream(
             found: known.node,
         });
     }
-    let generations = agents.begin_stream(node, Timestamp::now());
-    let sets = futures::stream::unfold(
-        (agents.clone(), node.to_owned(), generations),
-        |(agents, node, mut generations)| async move {
-            generations.changed().await.ok()?;
-            let set = agents.desired(&node, Timestamp::now());
-            tracing::debug!(
-                node,
-                generation = set.generation,
-                faults = set.faults.len(),
-                "send"
-            );
-            Some((set, (agents, node, generations)))
-        },
-    );
-    let mut reports = client.sync(sets).await.map_err(status)?.into_inner();
+    let mut reports = client
+        .sync(sets(agents.clone(), node))
+        .await
+        .map_err(status)?
+        .into_inner();
     tracing::info!(node, %address, "stream to agent");
     loop {
         let report = tokio::time::timeout(SILENCE, reports.message())
