@@ -40,6 +40,8 @@ struct Table {
     /// share yet.
     missing_kinds: BTreeSet<&'static str>,
     missing: BTreeSet<String>,
+    /// Experiments that are older than this table, by uid.
+    inherited: BTreeSet<String>,
     last_generation: u64,
 }
 
@@ -51,6 +53,8 @@ struct Node {
     generation: watch::Sender<u64>,
     /// Experiments that wait for news of this node.
     interested: BTreeSet<String>,
+    /// Experiments of which a fault was in a set that was sent.
+    sent: BTreeSet<String>,
     connected: bool,
     since: Timestamp,
     carried_out: u64,
@@ -84,12 +88,15 @@ impl Agents {
         }
     }
 
-    /// The experiments of a kind that exist now. Once each of them has put in its share, or is
-    /// gone, sets are sent.
+    /// The experiments of a kind that exist now: those of operators before this one. Once each of
+    /// them has put in its share, or is gone, sets are sent.
     pub fn expect(&self, kind: &'static str, uids: impl IntoIterator<Item = String>) {
         let mut table = self.lock();
         if table.missing_kinds.remove(kind) {
-            table.missing.extend(uids);
+            for uid in uids {
+                table.inherited.insert(uid.clone());
+                table.missing.insert(uid);
+            }
         }
         self.open_if_complete(&table);
     }
@@ -152,8 +159,10 @@ impl Agents {
         self.publish(uid, BTreeMap::new(), None, &[], now);
         let mut table = self.lock();
         table.wakers.remove(uid);
+        table.inherited.remove(uid);
         for node in table.nodes.values_mut() {
             node.interested.remove(uid);
+            node.sent.remove(uid);
         }
     }
 
@@ -163,6 +172,7 @@ impl Agents {
         let table = self.lock();
         let mut view = View {
             started: self.started,
+            inherited: table.inherited.contains(uid),
             ..View::default()
         };
         for (name, node) in &table.nodes {
@@ -172,6 +182,7 @@ impl Agents {
                     connected: node.connected,
                     since: node.since,
                     generation: node.carried_out,
+                    sent: node.sent.contains(uid),
                 },
             );
             let prefix = format!("{uid}/");
@@ -217,17 +228,33 @@ impl Agents {
         receiver
     }
 
-    /// The set that a node should have now.
-    pub(crate) fn desired(&self, name: &str, now: Timestamp) -> DesiredSet {
-        let table = self.lock();
-        let Some(node) = table.nodes.get(name) else {
+    /// The set that a node should have now, to be sent: from here on, what is in it may be there.
+    fn desired(&self, name: &str, now: Timestamp) -> DesiredSet {
+        let mut table = self.lock();
+        let Some(node) = table.nodes.get_mut(name) else {
             return DesiredSet::default();
         };
-        let shares = node.desired.values();
+        let mut faults = Vec::new();
+        for (uid, share) in &node.desired {
+            let own = share.at(now);
+            if !own.is_empty() && !node.sent.contains(uid) {
+                node.sent.insert(uid.clone());
+            }
+            faults.extend(own);
+        }
         DesiredSet {
             generation: *node.generation.borrow(),
-            faults: shares.flat_map(|share| share.at(now)).collect(),
+            faults,
         }
+    }
+
+    /// How many faults a node should have, without sending them.
+    #[cfg(test)]
+    pub(crate) fn wanted(&self, name: &str) -> usize {
+        let table = self.lock();
+        let shares = table.nodes.get(name).into_iter();
+        let shares = shares.flat_map(|node| node.desired.values());
+        shares.map(|share| share.faults.len()).sum()
     }
 
     /// What an agent has said. Wakes those whom it concerns.
@@ -311,6 +338,7 @@ impl Node {
             desired: BTreeMap::new(),
             generation: watch::Sender::new(generation),
             interested: BTreeSet::new(),
+            sent: BTreeSet::new(),
             connected: false,
             since: now,
             carried_out: 0,

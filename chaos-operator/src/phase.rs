@@ -3,7 +3,8 @@
 //! A record is `Injected` when its node has read the fault back from its kernel, and `Not Injected`
 //! again when a node that has carried out a set without it does not report it any more. What can
 //! never be read back (a pod or node that is gone, an agent that stays away for longer than any
-//! fault goes on without it) is clean by definition, and the event says why.
+//! fault goes on without it) is clean by definition, and the event says why. What was never sent
+//! to a node is not there.
 
 use std::time::Duration;
 
@@ -338,6 +339,9 @@ fn absence(record: &KeptRecord, around: &Surroundings<'_>) -> Absence {
     };
     let seen = around.view.fault(node, &record.fault_id);
     let agent = around.view.node(node);
+    if generation.is_some() && was_never_sent(around.view, node) {
+        return Absence::Proven;
+    }
     let target_is_gone = seen.is_some_and(|seen| seen.fault.phase() == Phase::TargetGone);
     let is_reported = seen.is_some() && !target_is_gone;
     if generation.is_some_and(|asked| agent.generation >= asked) && !is_reported {
@@ -378,6 +382,13 @@ fn absence(record: &KeptRecord, around: &Surroundings<'_>) -> Absence {
         "the agent of node {node} has been away since {since:.0}; the fault ends by itself at \
          {settled_at:.0} at the latest"
     )))
+}
+
+/// Nobody has ever told this node of a fault of this experiment. Once a set without it has taken
+/// the place of the one that was not sent (its generation is known), that is so for good.
+#[must_use]
+pub fn was_never_sent(view: &View, node: &str) -> bool {
+    !view.inherited && !view.node(node).sent
 }
 
 /// When a fault on a node whose agent is away counts as ended.

@@ -17,6 +17,9 @@ pub struct View {
     pub ended: BTreeMap<(String, String), ObservedFault>,
     /// When this operator began to listen.
     pub started: Timestamp,
+    /// The experiment is older than that: an operator before this one may have sent faults of it
+    /// to any node.
+    pub inherited: bool,
 }
 
 /// One agent.
@@ -26,8 +29,10 @@ pub struct NodeView {
     pub connected: bool,
     /// Since when that is so.
     pub since: Timestamp,
-    /// The last generation that it has carried out.
+    /// The last generation of this operator that it has carried out; 0: none.
     pub generation: u64,
+    /// This operator has sent it a set with a fault of this experiment, or may have.
+    pub sent: bool,
 }
 
 /// What an agent said of a fault, and when.
@@ -47,6 +52,7 @@ impl View {
             connected: false,
             since: self.started,
             generation: 0,
+            sent: false,
         })
     }
 

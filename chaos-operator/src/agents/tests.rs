@@ -106,6 +106,27 @@ fn a_generation_grows_with_each_change_and_only_then() {
 }
 
 #[test]
+fn a_table_knows_what_it_has_sent_and_what_it_has_inherited() {
+    let agents = Agents::new(&[KIND], time(0));
+    agents.expect(KIND, ["old".to_owned()]);
+    let is_sent = |uid: &str| agents.view(uid).node("n1").sent;
+    for uid in ["old", "new"] {
+        agents.publish(uid, on("n1", &["x"]), Some(time(30)), &[], time(0));
+        assert!(!is_sent(uid));
+        assert_eq!(agents.view(uid).inherited, uid == "old");
+    }
+    agents.desired("n1", time(31));
+    assert!(!is_sent("new"), "what is over is not sent");
+    agents.desired("n1", time(1));
+    assert!(is_sent("new"));
+    agents.publish("new", BTreeMap::new(), None, &[], time(2));
+    agents.desired("n1", time(3));
+    assert!(is_sent("new"), "it was there once");
+    agents.forget("old", time(4));
+    assert!(!is_sent("old") && !agents.view("old").inherited);
+}
+
+#[test]
 fn the_time_left_is_that_at_the_time_of_sending() {
     let agents = agents();
     agents.publish("a", on("n1", &["a/0/./x"]), Some(time(30)), &[], time(0));

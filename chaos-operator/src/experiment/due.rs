@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::experiment::Surrounding;
 use crate::kept::{Hold, Kept};
-use crate::phase::{settled_at, summary};
+use crate::phase::{settled_at, summary, was_never_sent};
 use crate::window::Window;
 
 /// How often counters and times in a status are refreshed, if nothing else changes.
@@ -26,9 +26,19 @@ pub(super) fn look_again_at(
         .then(|| around.now + REFRESH_EVERY);
     // An agent that is away cannot wake us when its faults have ended by themselves.
     let settled = kept.records.iter().filter_map(|record| {
-        let Hold::Withdrawn { node, end, .. } = &record.hold else {
+        let Hold::Withdrawn {
+            node,
+            end,
+            generation,
+            ..
+        } = &record.hold
+        else {
             return None;
         };
+        if generation.is_none() && was_never_sent(around.view, node) {
+            // As soon as the set without it is in its place.
+            return Some(around.now);
+        }
         let node = around.view.node(node);
         (!node.connected).then(|| settled_at(*end, node.since))
     });

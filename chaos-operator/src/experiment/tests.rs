@@ -62,6 +62,7 @@ impl Bench {
                     connected: true,
                     since: now,
                     generation: 0,
+                    sent: false,
                 },
             )]),
             started: now,
@@ -91,6 +92,11 @@ impl Bench {
         let faults = |step: Option<&Step>| step.map(|step| step.faults.clone()).unwrap_or_default();
         if faults(self.step.as_ref()) != step.faults {
             self.generation += 1;
+        }
+        for name in step.faults.keys() {
+            if let Some(node) = self.view.nodes.get_mut(name) {
+                node.sent |= node.connected;
+            }
         }
         let nodes = self.kept.nodes();
         let generations = nodes.into_iter().map(|node| (node, self.generation));

@@ -41,6 +41,7 @@ pub(crate) async fn run_all(world: &mut World) {
         time::rounds_draw_anew_and_wait_between,
         away::a_new_operator_goes_on_without_a_gap,
         away::an_agent_that_is_away_holds_up_a_delete_but_not_a_forced_one,
+        away::what_no_agent_was_ever_told_is_deleted_at_once,
         away::a_node_that_is_gone_is_clean,
         odd::an_object_that_cannot_be_read_harms_nobody_else,
         odd::two_experiments_on_a_pod_are_apart,

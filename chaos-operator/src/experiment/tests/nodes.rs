@@ -45,6 +45,53 @@ fn an_agent_that_stays_away_is_clean_when_its_lease_has_run_out() {
 }
 
 #[test]
+fn what_was_never_sent_is_clean_at_once() {
+    for inherited in [false, true] {
+        let mut bench = Bench::new(&lasting("300s"));
+        bench.view.inherited = inherited;
+        bench.agent_leaves();
+        bench.look();
+        bench.starts("Injecting 0/2");
+        bench.ask_to_delete();
+        let step = bench.look();
+        let at_once = step.look_again_at == Some(CREATED.parse().unwrap());
+        let kept = step.finalizer == FinalizerAction::Keep;
+        assert!(
+            kept && at_once != inherited,
+            "the set with it may yet be sent"
+        );
+        let expected = if inherited {
+            FinalizerAction::Keep
+        } else {
+            FinalizerAction::Remove(None)
+        };
+        assert_eq!(bench.look().finalizer, expected, "inherited: {inherited}");
+    }
+}
+
+#[test]
+fn a_set_that_was_sent_the_moment_before_it_was_withdrawn_is_waited_for() {
+    let mut bench = Bench::new(PARTITION);
+    bench.agent_leaves();
+    bench.look();
+    bench.ask_to_delete();
+    bench.look();
+    bench.view.nodes.get_mut("n1").unwrap().sent = true;
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+}
+
+#[test]
+fn a_pause_does_not_wait_for_what_was_never_sent() {
+    let mut bench = Bench::new(PARTITION);
+    bench.agent_leaves();
+    bench.look();
+    bench.annotate(ANNOTATION_PAUSE, PAUSED);
+    bench.look();
+    bench.look();
+    bench.starts("Paused 0/2");
+}
+
+#[test]
 fn a_fault_that_delays_for_long_has_a_longer_lease() {
     let mut bench = Bench::new(PARTITION);
     bench.settle();

@@ -10,6 +10,8 @@ use kube::api::DeleteParams;
 use super::DELAY;
 use crate::world::{World, holds, injected, shown, word};
 
+const FAR: &str = "{action: partition, mode: all, selector: {labelSelectors: {app: far}}}";
+
 pub(super) async fn a_new_operator_goes_on_without_a_gap(world: &mut World) -> Result<()> {
     world.apply("lasting", DELAY).await?;
     world
@@ -72,14 +74,31 @@ pub(super) async fn an_agent_that_is_away_holds_up_a_delete_but_not_a_forced_one
     Ok(())
 }
 
-pub(super) async fn a_node_that_is_gone_is_clean(world: &mut World) -> Result<()> {
+/// `n2` has no agent.
+pub(super) async fn what_no_agent_was_ever_told_is_deleted_at_once(
+    world: &mut World,
+) -> Result<()> {
     world.pod("far-0", "far", "n2", "10.0.2.1").await?;
-    let spec = "{action: partition, mode: all, selector: {labelSelectors: {app: far}}}";
-    world.apply("far", spec).await?;
+    world.apply("far", FAR).await?;
     world
         .until("far", "asked for", |o| word(o) == "Injecting")
         .await?;
+    let took = world.delete("far").await?;
+    ensure!(took < Duration::from_secs(1), "deleting took {took:?}");
+    Ok(())
+}
+
+/// Of an operator before this one nobody knows what it has told `n2`.
+pub(super) async fn a_node_that_is_gone_is_clean(world: &mut World) -> Result<()> {
+    world.apply("far", FAR).await?;
+    world
+        .until("far", "asked for", |o| word(o) == "Injecting")
+        .await?;
+    world.kill_operator();
+    world.start_operator();
     world.ask_to_delete("far").await?;
+    let is_seen = |o: &_| word(o) == "Deleting";
+    world.until("far", "to be deleted", is_seen).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     ensure!(
         world.chaos().get_opt("far").await?.is_some(),
