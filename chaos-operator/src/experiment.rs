@@ -25,6 +25,7 @@ use crate::view::View;
 use crate::window::{self, Halt, Window};
 
 mod due;
+mod inherited;
 
 pub use due::{REFRESH_EVERY, must_write};
 
@@ -92,6 +93,11 @@ pub fn look<K: Kind>(raw: &K, kept: &mut Kept, around: &Surrounding<'_>) -> Step
         Vec::new()
     };
     let faults = advance_all(kept, &shares, &window, around, &mut notices);
+    kept.unheard = if window.halt == Some(Halt::Deleted) {
+        inherited::unheard(&object, kept, &window, around)
+    } else {
+        BTreeMap::new()
+    };
     let finalizer = finalizer(&object, kept, !faults.is_empty(), &window, around);
 
     let is_paused = is_paused(&object);
@@ -350,7 +356,7 @@ fn finalizer<K: Kind>(
         .iter()
         .all(|record| record.phase == RecordPhase::NotInjected && !record.holds());
     // Also what an earlier round, or an earlier operator, left on a node.
-    if is_recovered && around.view.holder().is_none() {
+    if is_recovered && kept.unheard.is_empty() && around.view.holder().is_none() {
         FinalizerAction::Remove(None)
     } else {
         FinalizerAction::Keep

@@ -38,6 +38,9 @@ pub struct Kept {
     pub told: Vec<String>,
     /// As they were written last: they remember when they changed.
     pub conditions: Vec<Condition>,
+    /// Nodes where an earlier operator may have left something that no status tells of, and until
+    /// when; asked for only when the object is being deleted.
+    pub unheard: BTreeMap<String, Timestamp>,
     /// The status that the API server has, and when its counters were refreshed.
     pub written: Option<(ChaosStatus, Timestamp)>,
     /// Records that Chaos Mesh says it has injected: not ours.
@@ -227,7 +230,8 @@ impl Kept {
             Hold::Asked { node, .. } | Hold::Withdrawn { node, .. } => Some(node.clone()),
             Hold::Nothing | Hold::Bare => None,
         };
-        self.records.iter().filter_map(node).collect()
+        let held = self.records.iter().filter_map(node);
+        held.chain(self.unheard.keys().cloned()).collect()
     }
 
     /// Takes over an experiment from its status.

@@ -42,12 +42,15 @@ pub(super) fn look_again_at(
         let node = around.view.node(node);
         (!node.connected).then(|| settled_at(*end, node.since))
     });
+    let unheard = kept.unheard.values().copied();
+    let unheard = unheard.filter(|at| *at > around.now);
     let summary = summary::changes_at(kept, around.view, around.now);
     window
         .changes_at
         .into_iter()
         .chain(refresh)
         .chain(settled)
+        .chain(unheard)
         .chain(summary)
         .min()
 }

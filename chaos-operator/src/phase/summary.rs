@@ -230,6 +230,7 @@ fn word(kept: &Kept, facts: &Facts<'_>) -> (SummaryPhase, String) {
         reasons
             .find(|record| !record.report.reason.is_empty())
             .map(|record| format!("{}: {}", record.id, record.report.reason))
+            .or_else(|| unheard(kept))
             .unwrap_or_default()
     };
     if facts.window.halt == Some(Halt::Deleted) {
@@ -293,6 +294,15 @@ fn word(kept: &Kept, facts: &Facts<'_>) -> (SummaryPhase, String) {
     }
     let reason = away.or_else(|| pending.find(explained).map(why));
     (P::Injecting, reason.unwrap_or_default())
+}
+
+/// Which agent has to say first that an earlier operator has left nothing there.
+fn unheard(kept: &Kept) -> Option<String> {
+    let (node, settled) = kept.unheard.first_key_value()?;
+    Some(format!(
+        "waiting for the agent of node {node} to carry out its first set of this operator, until \
+         {settled:.0} if it stays away: an operator before this one may have told it otherwise"
+    ))
 }
 
 /// Which agent has been away for a while.

@@ -6,6 +6,7 @@ use axum::http::{Method, Request, Response};
 use chaos_api::v1alpha1::NetworkChaos;
 use chaos_api::v1alpha1::names::FINALIZER;
 use kube::client::Body;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
@@ -67,6 +68,13 @@ struct Bench {
 impl Bench {
     /// The task of `shop/web` in this version, which has one pod on `n1`.
     fn new(chaos: NetworkChaos) -> Self {
+        Self::with(
+            DeserializeGuard(Ok(chaos)),
+            Agents::new(&[], Timestamp::now()),
+        )
+    }
+
+    fn with(object: DeserializeGuard<NetworkChaos>, agents: Agents) -> Self {
         let (calls, receiver) = mpsc::unbounded_channel();
         let service = tower::service_fn(move |request: Request<Body>| {
             let calls = calls.clone();
@@ -89,7 +97,6 @@ impl Bench {
         });
         let client = Client::new(service, "shop");
         let metrics = Arc::new(Metrics::default());
-        let agents = Agents::new(&[], Timestamp::now());
         let pods = [pod("shop/web-1").label("app", "web").ips(&["10.0.0.1"])];
         let context = Context {
             client: client.clone(),
@@ -116,7 +123,7 @@ impl Bench {
             wake,
             task: tokio::spawn(async {}),
         };
-        bench.show(chaos);
+        bench.writer.apply_watcher_event(&Event::Apply(object));
         bench.task = tokio::spawn(experiment.run());
         bench
     }
@@ -227,6 +234,28 @@ async fn a_conflict_is_tried_again_and_at_once_with_a_newer_object() {
     bench.call().await.ok("4");
     bench.show(version("4", true));
     bench.no_call().await;
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_read_is_let_go_when_every_agent_has_been_told() {
+    for inherited in [false, true] {
+        let agents = Agents::new(&[NetworkChaos::NAME], Timestamp::now());
+        let known = inherited.then(|| UID.to_owned());
+        agents.expect(NetworkChaos::NAME, known);
+        let mut deleted = version("1", true);
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now());
+        deleted.metadata.deletion_timestamp = Some(now);
+        let invalid = InvalidObject {
+            error: "Unknown variant most".to_owned(),
+            metadata: deleted.metadata,
+        };
+        let mut bench = Bench::with(DeserializeGuard(Err(invalid)), agents);
+        if inherited {
+            bench.no_call().await;
+        } else {
+            assert_eq!(bench.call().await.finalizers(), Some(0));
+        }
+    }
 }
 
 #[test]

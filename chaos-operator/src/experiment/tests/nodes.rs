@@ -301,6 +301,62 @@ fn another_operator_finishes_what_this_one_began_to_delete() {
     assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
 }
 
+/// Deleted before its operator wrote a status, and met by another one that has no stream yet.
+fn met_while_being_deleted(spec: &str) -> Bench {
+    let mut bench = Bench::new(spec);
+    bench.generation = 1;
+    bench.view.inherited = true;
+    bench.view.nodes.clear();
+    bench.chaos.finalizers_mut().push(FINALIZER.to_owned());
+    bench.ask_to_delete();
+    bench
+}
+
+#[test]
+fn what_an_operator_sent_and_did_not_write_down_is_asked_about_before_it_is_let_go() {
+    let mut bench = met_while_being_deleted(PARTITION);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    assert_eq!(bench.kept.nodes(), ["n1"], "its report wakes the task");
+    assert!(
+        bench
+            .reason()
+            .starts_with("waiting for the agent of node n1"),
+        "{}",
+        bench.reason()
+    );
+    bench.view = Bench::new(PARTITION).view;
+    bench.view.inherited = true;
+    assert_eq!(
+        bench.look().finalizer,
+        FinalizerAction::Keep,
+        "it is connected, and has carried out nothing yet"
+    );
+    bench.agents_report(Phase::Recovering, "", 0);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
+fn an_agent_that_never_comes_is_waited_for_as_long_as_any_fault_can_last() {
+    for (spec, seconds) in [(PARTITION.to_owned(), 120), (lasting("30s"), 40)] {
+        let mut bench = met_while_being_deleted(&spec);
+        assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+        let end = bench.now + SignedDuration::from_secs(seconds);
+        assert_eq!(bench.step.as_ref().unwrap().look_again_at, Some(end));
+        bench.pass(seconds - 1);
+        assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+        bench.pass(1);
+        assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+    }
+}
+
+#[test]
+fn a_node_that_cannot_have_anything_of_it_is_not_waited_for() {
+    let mut bench = met_while_being_deleted(PARTITION);
+    bench.cluster = cluster([pod("shop/db").label("app", "db"), web(1).on("n9")]);
+    bench.cluster.remove_node("n9");
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
 #[test]
 fn a_round_survives_its_operator() {
     let mut bench = Bench::with(ROUNDS, (1..=9).map(web));
