@@ -130,10 +130,15 @@ pub struct Report {
     pub unsupported: bool,
     /// The last attempt failed.
     pub failed: bool,
-    /// Counted, over all times that it was injected.
+    /// Counted before it was last armed.
     pub counts: Counts,
     /// Counted since it was last armed: what the kernel says.
     pub current: Counts,
+    /// As much of `current` as is in `counts`, or in [`Kept::past`], already.
+    pub overlap: Counts,
+    /// What was counted by the time of the status that this was read from, until the kernel says
+    /// how much of that it still has.
+    pub restored: Option<Restored>,
     /// Since when it is armed.
     pub armed_at: Option<Timestamp>,
     /// When the kernel ends it by itself.
@@ -157,13 +162,52 @@ impl Counts {
         self.hits = self.hits.saturating_add(other.hits);
         self.matched = self.matched.saturating_add(other.matched);
     }
+
+    /// The smaller of each.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        Self {
+            hits: self.hits.min(other.hits),
+            matched: self.matched.min(other.matched),
+        }
+    }
+
+    /// Less `other`, down to nothing.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self {
+            hits: self.hits.saturating_sub(other.hits),
+            matched: self.matched.saturating_sub(other.matched),
+        }
+    }
+}
+
+/// Where the counts of a status are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// This record's own, in [`Report::counts`].
+    Own,
+    /// Those of all records together, in [`Kept::past`]: very many are not written one by one.
+    Together,
 }
 
 impl Report {
     /// Takes in what the kernel says now. A count that has shrunk began anew.
-    pub fn count(&mut self, now: Counts) {
-        if now.matched < self.current.matched || now.hits < self.current.hits {
-            self.counts.add(self.current);
+    ///
+    /// A status has totals, and a kernel that has gone on counting is in them: of its first word
+    /// to another operator only what exceeds them is new, unless it was armed `anew` since then.
+    /// So nothing is counted twice. (Packets between the last status and that word are missed if
+    /// the fault had been armed more than once before.)
+    pub fn count(&mut self, now: Counts, anew: bool) {
+        match self.restored.take() {
+            Some(_) if anew => {}
+            Some(Restored::Own) => self.overlap = self.counts.least(now),
+            Some(Restored::Together) => self.overlap = now,
+            None if now.matched < self.current.matched || now.hits < self.current.hits => {
+                self.counts = self.total();
+                self.overlap = Counts::default();
+            }
+            None => {}
         }
         self.current = now;
     }
@@ -173,7 +217,7 @@ impl Report {
     pub fn total(&self) -> Counts {
         let mut total = self.counts;
         total.add(self.current);
-        total
+        total.without(self.overlap)
     }
 }
 
@@ -299,18 +343,23 @@ impl Kept {
                 report: Report {
                     node,
                     mechanisms: detail.map(|d| d.mechanisms.clone()).unwrap_or_default(),
-                    // The kernel still has its counters: nothing is added up before they shrink.
-                    current: counts,
+                    counts,
+                    restored: Some(if detail.is_some() {
+                        Restored::Own
+                    } else {
+                        Restored::Together
+                    }),
                     ..Report::default()
                 },
                 ..KeptRecord::new(uid, round, &record.selector_key, &record.id)
             });
         }
         let counted = kept.total();
-        kept.past = Counts {
-            hits: ours.hits.unwrap_or(0).saturating_sub(counted.hits),
-            matched: ours.matched.unwrap_or(0).saturating_sub(counted.matched),
+        let total = Counts {
+            hits: ours.hits.unwrap_or(0),
+            matched: ours.matched.unwrap_or(0),
         };
+        kept.past = total.without(counted);
         kept
     }
 

@@ -77,14 +77,19 @@ pub fn advance(
 
 /// Counters are taken from whoever speaks of this record, whatever is desired.
 fn count(record: &mut KeptRecord, around: &Surroundings<'_>) {
-    let (Hold::Asked { node, .. } | Hold::Withdrawn { node, .. }) = &record.hold else {
+    let (Hold::Asked { node, since, .. } | Hold::Withdrawn { node, since, .. }) = &record.hold
+    else {
         return;
     };
     if let Some(counters) = around.view.counters(node, &record.fault_id) {
-        record.report.count(Counts {
+        let now = Counts {
             hits: counters.injected.saturating_add(counters.would_inject),
             matched: counters.matched,
-        });
+        };
+        let seen = around.view.fault(node, &record.fault_id);
+        let armed_at = seen.map(|seen| before(seen.at, seen.fault.armed_ms_ago));
+        let anew = armed_at.is_some_and(|armed_at| armed_at > *since);
+        record.report.count(now, anew);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::view::{NodeView, Seen};
 mod follow;
 mod life;
 mod nodes;
+mod takeover;
 
 /// An experiment with all that is around it.
 pub(super) struct Bench {
