@@ -16,7 +16,7 @@ mod recover;
 mod run;
 mod table;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -76,7 +76,8 @@ fn log_to_stderr(default: &str, json: bool) {
     if json {
         logs.json().init();
     } else {
-        logs.with_target(false).init();
+        let ansi = io::stderr().is_terminal();
+        logs.with_target(false).with_ansi(ansi).init();
     }
 }
 
