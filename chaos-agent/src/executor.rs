@@ -5,29 +5,30 @@
 //! target's list, which makes them visible at once; disarming goes the other way.
 
 mod allocate;
+mod arm;
 mod armed;
 mod devices;
 mod rules;
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use aya::maps::MapError;
+use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target};
-use chaos_abi::{RULES_PER_TARGET, control};
-use chaos_planner::capabilities::{Capabilities, Mechanism};
-use chaos_planner::choose::choose;
-use chaos_planner::fault::{Effect, Fault, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Effect, Fault, TargetRef};
 use chaos_planner::observed::Counts;
 
+pub use self::arm::Prepared;
 pub use self::armed::{ArmError, Armed, ArmedRule, MechanismName, Place};
 pub use self::devices::Drained;
 
 use self::allocate::Ids;
+use self::arm::open_inside;
 use self::devices::Devices;
-use self::rules::{cgroup_device, lives, peer_key, retain};
+use self::rules::{lives, peer_key, retain};
 use crate::kernel::maps::{Pinned, TargetKind};
-use crate::kernel::{clock, netns};
+use crate::kernel::netns;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::tc_egress::{Device, TcEgress};
@@ -122,134 +123,8 @@ impl Executor {
                 self.maps.remove_peer(key)?;
             }
         }
-        self.tell_armed(keep)?;
+        self.tell_armed(&Load::of(keep.iter().copied()))?;
         Ok(swept)
-    }
-
-    /// Finds the target, chooses mechanisms, takes ids: everything but the act.
-    ///
-    /// # Errors
-    /// [`ArmError`]
-    pub fn prepare(
-        &mut self,
-        fault: &Fault,
-        deadline_ns: u64,
-        capabilities: &Capabilities,
-    ) -> Result<Armed, ArmError> {
-        let mechanisms = choose(&fault.effect, &fault.target, capabilities)?;
-        let found = self.find(&fault.target)?;
-        let Effect::Network(effect) = &fault.effect;
-        let pod = matches!(
-            fault.target,
-            TargetRef::Pod {
-                host_network: false,
-                ..
-            }
-        );
-        let mut rules = Vec::new();
-        for mechanism in mechanisms {
-            rules.push(match mechanism {
-                Mechanism::CgroupDrop => ArmedRule {
-                    mechanism: MechanismName::CgroupDrop,
-                    key: found.pod_cgroup_id,
-                    id: 0,
-                    generation: 0,
-                    ifindex: cgroup_device(&found, effect, pod)?,
-                },
-                Mechanism::TcEgress => {
-                    let slot = self.device(&found, &fault.record, effect, pod)?;
-                    ArmedRule {
-                        mechanism: MechanismName::TcEgress,
-                        key: u64::from(slot),
-                        id: 0,
-                        generation: 0,
-                        ifindex: 0,
-                    }
-                }
-            });
-        }
-        for rule in &mut rules {
-            (rule.id, rule.generation) = self.ids.rule(&self.maps)?;
-        }
-        let peer_set = if effect.peers.is_some() {
-            self.ids.peer_set()
-        } else {
-            0
-        };
-        Ok(Armed {
-            seed: fault
-                .sample
-                .seed
-                .unwrap_or_else(|| RandomState::new().build_hasher().finish()),
-            fault: fault.clone(),
-            deadline_ns,
-            armed_ns: clock::now_ns(),
-            rules,
-            peer_set,
-            place: Place {
-                cgroup_id: found.pod_cgroup_id,
-                depth: found.depth,
-                netns: found.netns,
-                netns_inode: found.netns_inode,
-            },
-        })
-    }
-
-    /// Attaches what is missing and makes the rules. `all` is everything that will be armed then,
-    /// this one included.
-    ///
-    /// # Errors
-    /// [`ArmError`]; nothing of it is left.
-    pub fn arm(&mut self, armed: &mut Armed, all: &[&Armed]) -> Result<(), ArmError> {
-        let result = self.try_arm(armed, all);
-        if result.is_err() {
-            // The first error is the one to tell; the sweep of the next agent gets what is left.
-            if let Err(error) = self.disarm(armed) {
-                tracing::warn!(fault = %armed.fault.id, %error, "failed to undo");
-            }
-        }
-        result
-    }
-
-    fn try_arm(&mut self, armed: &mut Armed, all: &[&Armed]) -> Result<(), ArmError> {
-        let Effect::Network(effect) = armed.fault.effect.clone();
-        for rule in &armed.rules {
-            if rule.mechanism == MechanismName::TcEgress {
-                self.devices.attach(rule.key, &armed.place, effect.delay)?;
-            }
-        }
-        for peer in effect.peers.iter().flatten() {
-            self.maps.insert_peer(peer_key(armed.peer_set, *peer))?;
-        }
-        self.tell_depths(all)?;
-        for rule in &armed.rules {
-            self.maps.reset_counters(rule.id)?;
-            self.maps.set_rule(
-                rule.id,
-                rules::kernel_rule(armed, rule, &effect, self.root_netns),
-            )?;
-        }
-        self.tell_armed(all)?;
-        for rule in &armed.rules {
-            let kind = rule.mechanism.into();
-            let mut target = self.target(rule)?;
-            let free =
-                target
-                    .rules
-                    .iter_mut()
-                    .find(|r| r.generation == 0)
-                    .ok_or(ArmError::Full {
-                        what: "faults on one target",
-                        limit: RULES_PER_TARGET,
-                    })?;
-            *free = RuleRef {
-                id: rule.id,
-                generation: rule.generation,
-            };
-            self.maps.set_target(kind, rule.key, target)?;
-        }
-        armed.armed_ns = clock::now_ns();
-        Ok(())
     }
 
     /// Removes all traces of a fault. Safe to repeat, and for what was only prepared.
@@ -284,8 +159,9 @@ impl Executor {
     /// # Errors
     /// What the kernel answers.
     pub fn settle(&mut self, all: &[&Armed]) -> Result<(), MapError> {
-        self.tell_armed(all)?;
-        self.tell_depths(all).map_err(|error| match error {
+        let load = Load::of(all.iter().copied());
+        self.tell_armed(&load)?;
+        self.tell_depths(&load).map_err(|error| match error {
             ArmError::Map(error) => error,
             // Fewer depths than before cannot be too many.
             _ => MapError::KeyNotFound,
@@ -395,6 +271,23 @@ impl Executor {
         Ok((counts, (sum.first_ns != 0).then_some(sum.first_ns)))
     }
 
+    /// Whether the target, which has other processes now, is still in the namespace that the fault
+    /// was armed in: the number of one that is gone is given out again at once.
+    pub fn is_there(&self, armed: &Armed, found: &Resolved) -> bool {
+        let mut devices = armed
+            .rules
+            .iter()
+            .filter(|rule| rule.mechanism == MechanismName::TcEgress)
+            .peekable();
+        if devices.peek().is_none() {
+            return true;
+        }
+        let Ok(Some(mut netlink)) = open_inside(found) else {
+            return false;
+        };
+        devices.all(|rule| self.devices.is_attached(rule.key, &mut netlink))
+    }
+
     /// Where the target of a fault is now; compare with [`Armed::place`].
     ///
     /// # Errors
@@ -423,22 +316,6 @@ impl Executor {
         devices.and(self.cgroup_drop.as_mut().map_or(Ok(()), CgroupDrop::detach))
     }
 
-    /// Slot of the device that the effect acts on.
-    fn device(
-        &mut self,
-        found: &Resolved,
-        record: &str,
-        effect: &NetworkEffect,
-        pod: bool,
-    ) -> Result<u16, ArmError> {
-        let namespace = found
-            .netns
-            .as_deref()
-            .ok_or_else(|| ArmError::NoProcess(record.to_owned()))?;
-        let (ifindex, name) = TcEgress::find_device(namespace, effect.device.as_deref(), pod)?;
-        self.devices.slot(found.netns_inode, ifindex, name)
-    }
-
     /// The target's entry as it is, or as it begins.
     fn target(&self, rule: &ArmedRule) -> Result<Target, MapError> {
         let mut target = self
@@ -460,28 +337,43 @@ impl Executor {
         }
     }
 
-    fn tell_armed(&mut self, all: &[&Armed]) -> Result<(), MapError> {
-        let rules: usize = all.iter().map(|armed| armed.rules.len()).sum();
-        self.maps
-            .set_control(control::ARMED, rules.try_into().unwrap_or(u32::MAX))
+    fn tell_armed(&mut self, load: &Load) -> Result<(), MapError> {
+        self.maps.set_control(control::ARMED, load.rules)
     }
 
-    fn tell_depths(&mut self, all: &[&Armed]) -> Result<(), ArmError> {
+    fn tell_depths(&mut self, load: &Load) -> Result<(), ArmError> {
         use chaos_abi::network::MAX_DEPTHS;
-        let mut depths: Vec<u32> = all.iter().map(|armed| armed.place.depth).collect();
-        depths.sort_unstable();
-        depths.dedup();
         let limit = MAX_DEPTHS as usize;
-        if depths.len() > limit {
+        if load.depths.len() > limit {
             return Err(ArmError::Full {
                 what: "different depths of target cgroups",
                 limit,
             });
         }
-        depths.resize(limit, 0);
-        for (index, depth) in (0..).zip(depths) {
+        let depths = load.depths.iter().copied().chain(std::iter::repeat(0));
+        for (index, depth) in (0..MAX_DEPTHS).zip(depths) {
             self.maps.set_depth(index, depth)?;
         }
         Ok(())
+    }
+}
+
+/// What all faults together mean for the words that every program reads.
+#[derive(Default)]
+struct Load {
+    rules: u32,
+    depths: BTreeSet<u32>,
+}
+
+impl Load {
+    fn of<'a>(all: impl Iterator<Item = &'a Armed>) -> Self {
+        let mut load = Self::default();
+        all.for_each(|armed| load.add(armed));
+        load
+    }
+
+    fn add(&mut self, armed: &Armed) {
+        self.rules = self.rules.saturating_add(armed.rules.len() as u32);
+        self.depths.insert(armed.place.depth);
     }
 }

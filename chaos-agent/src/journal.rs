@@ -28,6 +28,9 @@ pub struct Entry {
     pub owner: String,
     /// Its own deadline in CLOCK_MONOTONIC nanoseconds; `None` while it is leased.
     pub deadline_ns: Option<u64>,
+    /// When it ends because its client has gone, CLOCK_MONOTONIC nanoseconds.
+    #[serde(default)]
+    pub orphaned_ns: Option<u64>,
     /// What the kernel holds of it.
     pub armed: Armed,
 }

@@ -5,6 +5,7 @@
 //! the acts are `executor.rs`'s; here is when, in which order, and what is remembered.
 
 mod entry;
+mod look;
 mod open;
 
 use std::collections::BTreeMap;
@@ -20,11 +21,10 @@ use nix::fcntl::Flock;
 pub use self::open::OpenError;
 
 use self::entry::{Entry, Outcome, State};
-use crate::executor::{Armed, Executor};
+use crate::executor::{Armed, Executor, Prepared};
 use crate::journal::{self, Journal};
 use crate::kernel::clock;
 use crate::mechanism::MechanismError;
-use crate::target::TargetError;
 
 /// How often armed targets are looked up again, and a halted node looks whether it still is.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -102,12 +102,14 @@ impl Node {
     /// Replaces what `owner` wants. Returns at once; [`Self::reconcile`] does the work.
     pub fn set_desired(&mut self, owner: Owner, faults: Vec<Fault>) {
         let now = clock::now_ns();
+        let mut was_orphaned = false;
         for entry in self
             .entries
             .values_mut()
             .filter(|entry| entry.owner == owner)
         {
             entry.wanted = false;
+            was_orphaned |= matches!(entry.until, Until::Orphaned(_));
         }
         for fault in faults {
             let until = until(&fault, now);
@@ -119,12 +121,17 @@ impl Node {
                 }
             }
         }
+        if was_orphaned {
+            // A successor must not end what has its client back.
+            self.write_journal();
+        }
     }
 
     /// The client of this owner is gone: its faults go on until their own deadlines, or their
     /// orphan timeouts.
     pub fn orphan(&mut self, owner: Owner) {
         let now = clock::now_ns();
+        let mut orphaned = false;
         for entry in self
             .entries
             .values_mut()
@@ -138,7 +145,12 @@ impl Node {
             ) = (entry.until, entry.fault.lifetime)
             {
                 entry.until = Until::Orphaned(now.saturating_add(nanos(timeout)));
+                orphaned = true;
             }
+        }
+        if orphaned {
+            // Else each successor would begin to count anew.
+            self.write_journal();
         }
     }
 
@@ -263,76 +275,47 @@ impl Node {
             .collect()
     }
 
-    /// A pod whose cgroup is gone takes its faults along; one with another network namespace, or
-    /// another cgroup, has lost them and gets them anew. Whether any has gone.
-    fn look_at_targets(&mut self, now: u64) -> bool {
-        if now.saturating_sub(self.looked_ns) < nanos(LOOK_EVERY) {
-            return false;
+    /// Arms, one, then two, then four at a time: the first fault need not wait for the last, and
+    /// the journal, which has to be written before the act, is not written for each.
+    fn arm(&mut self, steps: Vec<(FaultId, u64)>, now: u64) {
+        let mut steps = steps.as_slice();
+        let mut together = 1;
+        while !steps.is_empty() {
+            let (some, rest) = steps.split_at(together.min(steps.len()));
+            self.arm_together(some, now);
+            steps = rest;
+            together *= 2;
         }
-        self.looked_ns = now;
-        let mut changed = false;
-        for entry in self.entries.values_mut() {
-            let State::Armed(armed) = &entry.state else {
-                continue;
-            };
-            let outcome = match self.executor.find(&entry.fault.target) {
-                Ok(found) => {
-                    let same = found.pod_cgroup_id == armed.place.cgroup_id
-                        // Between two containers a pod may have no process for a moment.
-                        && (found.netns_inode == armed.place.netns_inode || found.netns.is_none());
-                    if same {
-                        continue;
-                    }
-                    Outcome::Moved
-                }
-                Err(TargetError::Gone { .. }) => Outcome::Ended(Phase::TargetGone, String::new()),
-                Err(_) => continue,
-            };
-            let armed = armed.clone();
-            match self.executor.disarm(&armed) {
-                Ok(()) => {
-                    changed = true;
-                    entry.conclude(&self.executor, &armed, outcome);
-                }
-                Err(error) => {
-                    tracing::warn!(fault = %armed.fault.id, %error, "failed to remove the rules of a target that is gone; will try again");
-                }
-            }
-        }
-        changed
     }
 
-    fn arm(&mut self, steps: Vec<(FaultId, u64)>, now: u64) {
+    fn arm_together(&mut self, steps: &[(FaultId, u64)], now: u64) {
         let mut prepared = Vec::new();
         for (id, deadline) in steps {
-            let Some(entry) = self.entries.get_mut(&id) else {
+            let Some(entry) = self.entries.get_mut(id) else {
                 continue;
             };
             match self
                 .executor
-                .prepare(&entry.fault, deadline, &self.capabilities)
+                .prepare(&entry.fault, *deadline, &self.capabilities)
             {
-                Ok(armed) => prepared.push(armed),
+                Ok(one) => prepared.push(one),
                 Err(error) => entry.failed(&error, now),
             }
         }
         if prepared.is_empty() {
             return;
         }
-        // Before the act, so that a successor knows what may be there.
         self.journal_with(&prepared);
-        for mut armed in prepared {
-            let others = self.entries.values().filter_map(Entry::armed).cloned();
-            let all: Vec<Armed> = others.chain([armed.clone()]).collect();
-            let result = self
-                .executor
-                .arm(&mut armed, &all.iter().collect::<Vec<_>>());
-            let Some(entry) = self.entries.get_mut(&armed.fault.id) else {
+        for one in prepared {
+            let id = one.armed().fault.id.clone();
+            let others = self.entries.values().filter_map(Entry::armed);
+            let result = self.executor.arm(one, others);
+            let Some(entry) = self.entries.get_mut(&id) else {
                 continue;
             };
             match result {
-                Ok(()) => {
-                    tracing::info!(fault = %armed.fault.id, target = %armed.fault.record, "armed");
+                Ok(armed) => {
+                    tracing::info!(fault = %id, target = %armed.fault.record, "armed");
                     entry.armed_now(armed);
                 }
                 Err(error) => entry.failed(&error, now),
@@ -434,12 +417,16 @@ impl Node {
         self.journal_with(&[]);
     }
 
-    fn journal_with(&self, prepared: &[Armed]) {
+    fn journal_with(&self, prepared: &[Prepared]) {
         let entry = |owner: &Owner, until: Until, armed: &Armed| journal::Entry {
             owner: owner.0.clone(),
             deadline_ns: match until {
                 Until::Deadline(at) => Some(at),
                 Until::Leased | Until::Orphaned(_) => None,
+            },
+            orphaned_ns: match until {
+                Until::Orphaned(at) => Some(at),
+                Until::Leased | Until::Deadline(_) => None,
             },
             armed: armed.clone(),
         };
@@ -447,7 +434,7 @@ impl Node {
             .entries
             .values()
             .filter_map(|e| e.armed().map(|armed| entry(&e.owner, e.until, armed)));
-        let planned = prepared.iter().filter_map(|armed| {
+        let planned = prepared.iter().map(Prepared::armed).filter_map(|armed| {
             let e = self.entries.get(&armed.fault.id)?;
             Some(entry(&e.owner, e.until, armed))
         });

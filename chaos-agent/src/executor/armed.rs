@@ -79,6 +79,15 @@ impl From<MechanismName> for Mechanism {
     }
 }
 
+impl From<Mechanism> for MechanismName {
+    fn from(mechanism: Mechanism) -> Self {
+        match mechanism {
+            Mechanism::CgroupDrop => Self::CgroupDrop,
+            Mechanism::TcEgress => Self::TcEgress,
+        }
+    }
+}
+
 impl From<MechanismName> for TargetKind {
     fn from(name: MechanismName) -> Self {
         match name {

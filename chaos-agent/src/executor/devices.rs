@@ -9,13 +9,14 @@ use chaos_abi::network::Target;
 use chaos_planner::plan::nanos;
 
 use super::allocate::Slots;
-use super::{ArmError, MechanismName, Place};
+use super::{ArmError, MechanismName};
 use crate::executor::Armed;
 use crate::kernel::maps::{Pinned, TargetKind};
+use crate::kernel::netlink::{Hook, Netlink};
 use crate::kernel::objects::LoadError;
 use crate::kernel::{clock, netns};
-use crate::mechanism::MechanismError;
 use crate::mechanism::tc_egress::{Device, TcEgress};
+use crate::mechanism::{MechanismError, io_error};
 
 /// How often the detour of a device is looked at until its packets have arrived: twice empty in a
 /// row, because one that has just left the queue is still on its way out.
@@ -108,16 +109,14 @@ impl Devices {
         Ok(slot)
     }
 
-    /// Puts the filter there, and a detour if there is a delay.
+    /// Puts the filter there, and a detour if there is a delay. `netlink` is of the namespace of
+    /// the device.
     pub(super) fn attach(
         &mut self,
         slot: u64,
-        place: &Place,
+        netlink: &mut Netlink,
         delay: Option<Duration>,
     ) -> Result<(), MechanismError> {
-        let gone = || MechanismError::Target("the target's network namespace is gone".into());
-        let likely = place.netns.as_deref().ok_or_else(gone)?;
-        let namespace = netns::find(&self.proc_root, place.netns_inode, likely).ok_or_else(gone)?;
         let attached = self
             .all
             .iter_mut()
@@ -129,7 +128,7 @@ impl Devices {
         device.longest_delay = device
             .longest_delay
             .saturating_add(delay.unwrap_or_default());
-        programs.attach_in(&namespace, device, delay.is_some())?;
+        programs.attach(netlink, device, delay.is_some())?;
         attached.used = Use::Armed;
         Ok(())
     }
@@ -142,6 +141,18 @@ impl Devices {
             target.detour_in = detour_in;
             target.detour_out = detour_out;
         }
+    }
+
+    /// Whether our filter is on this device. `netlink` is of its namespace.
+    pub(super) fn is_attached(&self, slot: u64, netlink: &mut Netlink) -> bool {
+        self.all
+            .iter()
+            .find(|a| u64::from(a.device.slot) == slot)
+            .is_some_and(|a| {
+                netlink
+                    .has_filter(a.device.ifindex, Hook::Egress)
+                    .unwrap_or(false)
+            })
     }
 
     /// Whether packets may still be on the way through the detour of this device.
@@ -170,7 +181,8 @@ impl Devices {
                 },
                 used => used,
             };
-            !matches!(a.used, Use::Resting) || namespace(proc_root, &a.device).is_some()
+            !matches!(a.used, Use::Resting)
+                || netns::find(proc_root, a.device.netns_inode, Path::new("")).is_some()
         });
     }
 
@@ -221,17 +233,23 @@ impl Devices {
         let mut result = Ok(());
         for Attached { device, .. } in std::mem::take(&mut self.all) {
             result = result.and(detach(&self.proc_root, &device, maps));
-            if let Some(namespace) = namespace(&self.proc_root, &device) {
-                result = result.and(TcEgress::remove_clsact_in(&namespace, &device));
-            }
+            result = result.and(match inside(&self.proc_root, &device) {
+                Ok(Some(mut netlink)) => TcEgress::remove_clsact(&mut netlink, &device),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            });
         }
         result
     }
 }
 
+fn gone() -> MechanismError {
+    MechanismError::Target("the target's network namespace is gone".into())
+}
+
 fn detach(proc_root: &Path, device: &Device, maps: &mut Pinned) -> Result<(), MechanismError> {
-    if let Some(namespace) = namespace(proc_root, device) {
-        TcEgress::detach_in(&namespace, device)?;
+    if let Some(mut netlink) = inside(proc_root, device)? {
+        TcEgress::detach(&mut netlink, device)?;
     }
     // Only now: packets that came out of the detour needed it.
     maps.remove_target(TargetKind::Device, u64::from(device.slot))
@@ -244,12 +262,18 @@ fn detach(proc_root: &Path, device: &Device, maps: &mut Pinned) -> Result<(), Me
 /// Whether no packet waits in the detour. One that cannot be asked counts as not empty: then the
 /// longest delay is waited for.
 fn is_empty(proc_root: &Path, device: &Device) -> bool {
-    match namespace(proc_root, device) {
-        Some(namespace) => TcEgress::waiting_in(&namespace, device).is_ok_and(|n| n == 0),
-        None => true,
+    match inside(proc_root, device) {
+        Ok(Some(mut netlink)) => TcEgress::waiting(&mut netlink, device).is_ok_and(|n| n == 0),
+        Ok(None) => true,
+        Err(_) => false,
     }
 }
 
-fn namespace(proc_root: &Path, device: &Device) -> Option<PathBuf> {
-    netns::find(proc_root, device.netns_inode, Path::new(""))
+/// A connection into the namespace of a device; `None` when that is gone.
+fn inside(proc_root: &Path, device: &Device) -> Result<Option<Netlink>, MechanismError> {
+    let namespace = netns::find(proc_root, device.netns_inode, Path::new(""));
+    namespace
+        .map(|path| Netlink::open_in(&path))
+        .transpose()
+        .map_err(io_error("open rtnetlink"))
 }

@@ -9,11 +9,9 @@ use chaos_planner::fault::{Mode, NetworkEffect, TargetRef};
 
 use super::{Armed, ArmedRule, MechanismName};
 use crate::kernel::netlink::Netlink;
-use crate::kernel::netns;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::tc_egress::TcEgress;
-use crate::target::Resolved;
 
 /// What the kernel is told of one rule.
 pub(super) fn kernel_rule(
@@ -78,8 +76,9 @@ pub(super) fn peer_key(set: u32, peer: IpAddr) -> PeerKey {
 }
 
 /// The device that a partition is limited to: as named; eth0 of a pod that has one; else any.
+/// `netlink` is of the target's namespace; `None`: it has none yet.
 pub(super) fn cgroup_device(
-    found: &Resolved,
+    netlink: Option<&mut Netlink>,
     effect: &NetworkEffect,
     pod: bool,
 ) -> Result<u32, MechanismError> {
@@ -88,18 +87,13 @@ pub(super) fn cgroup_device(
         (None, true) => "eth0",
         (None, false) => return Ok(0),
     };
-    let Some(namespace) = found.netns.as_deref() else {
+    let Some(netlink) = netlink else {
         return Ok(0);
     };
-    let index = netns::within(namespace, || {
-        Netlink::open()?.link(name).map(|link| link.index)
-    });
-    match index {
-        Ok(index) => Ok(index),
+    match TcEgress::link(netlink, name) {
+        Ok(link) => Ok(link.index),
         Err(_) if effect.device.is_none() => Ok(0),
-        Err(error) => Err(MechanismError::Target(format!(
-            "device: {name}: {error}; name one of the target's devices"
-        ))),
+        Err(error) => Err(error),
     }
 }
 

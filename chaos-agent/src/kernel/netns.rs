@@ -1,5 +1,6 @@
 //! Network namespaces: to name one, to find it again, to do something inside it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,24 +18,21 @@ pub fn inode(path: &Path) -> io::Result<u64> {
 }
 
 /// A namespace file of the namespace with this inode: `likely` if that is still right, else that
-/// of any process in it. `None` when no process is left: devices in it are gone, or go with it.
+/// of any process in it, else one that a container runtime keeps in `/run/netns` of the host.
+/// `None` when there is none: devices in it are gone, or go with it.
 pub fn find(proc_root: &Path, inode_wanted: u64, likely: &Path) -> Option<PathBuf> {
     let is = |path: &Path| inode(path).is_ok_and(|found| found == inode_wanted);
     if is(likely) {
         return Some(likely.to_owned());
     }
-    fs::read_dir(proc_root)
-        .ok()?
-        .filter_map(Result::ok)
-        .filter(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .first()
-                .is_some_and(u8::is_ascii_digit)
-        })
-        .map(|entry| entry.path().join("ns/net"))
-        .find(|path| is(path))
+    let entries = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_pid = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    let processes = entries(proc_root.to_owned())
+        .filter(|entry| is_pid(&entry.file_name()))
+        .map(|entry| entry.path().join("ns/net"));
+    // The agent's own /run is not the host's.
+    let kept = entries(proc_root.join("1/root/run/netns")).map(|entry| entry.path());
+    processes.chain(kept).find(|path| is(path))
 }
 
 /// Runs `act` on a thread inside the namespace. The thread ends with it, so nothing else of this

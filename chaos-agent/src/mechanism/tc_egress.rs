@@ -4,6 +4,7 @@
 //! A device gets its filter with its first rule and loses it when its last rule is gone and the
 //! packets that wait in the detour have arrived.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use chaos_planner::fault::NetworkEffect;
 use serde::{Deserialize, Serialize};
 
 use super::{MechanismError, io_error, program};
-use crate::kernel::netlink::{Hook, Netlink};
+use crate::kernel::netlink::{Hook, Link, Netlink};
 use crate::kernel::{netns, objects};
 
 const EGRESS: &str = "tc_egress";
@@ -71,13 +72,9 @@ impl TcEgress {
     pub fn probe(&self) -> Result<(), MechanismError> {
         netns::scratch(|| {
             let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
-            netlink
+            let [ifindex, _] = netlink
                 .add_veth("canary0", "canary1")
                 .map_err(io_error("create a veth device (is the module veth there?)"))?;
-            let ifindex = netlink
-                .link("canary0")
-                .map_err(io_error("find a new device"))?
-                .index;
             let mut device = Device {
                 netns_inode: 0,
                 ifindex,
@@ -97,57 +94,40 @@ impl TcEgress {
     /// # Errors
     /// [`MechanismError::Target`] that names what is there.
     pub fn find_device(
-        namespace: &Path,
+        netlink: &mut Netlink,
         name: Option<&str>,
         pod: bool,
     ) -> Result<(u32, String), MechanismError> {
-        netns::within(namespace, || {
-            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
-            let links = netlink
-                .links()
-                .map_err(io_error("list the devices of the target"))?;
-            let name = name.or(if pod { Some("eth0") } else { None });
-            let there = || {
-                links
-                    .iter()
-                    .map(|l| l.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            let found = if let Some(name) = name {
-                links.iter().find(|link| link.name == name).ok_or_else(|| {
-                    MechanismError::Target(format!(
-                        "device: {name}: the target has no such device; name one of: {}",
-                        there()
-                    ))
-                })?
-            } else {
-                let of_route = netlink
-                    .default_route_device()
-                    .map_err(io_error("list routes"))?;
-                let real: Vec<_> = links
-                    .iter()
-                    .filter(|link| link.up && !link.loopback && !is_detour(&link.name))
-                    .collect();
-                let link = match of_route {
-                    Some(index) => links.iter().find(|link| link.index == index),
-                    None => <[_; 1]>::try_from(real).ok().map(|[only]| only),
-                };
-                link.ok_or_else(|| {
-                    MechanismError::Target(format!(
-                        "device: not set: the target has no default route and not exactly one device; set spec.device to one of: {}",
-                        there()
-                    ))
-                })?
-            };
-            if found.loopback {
-                return Err(MechanismError::Target(format!(
-                    "device: {}: loss and delay do not work on the loopback device; name another, or use partition",
-                    found.name
-                )));
+        let found = match name.or(pod.then_some("eth0")) {
+            Some(name) => Self::link(netlink, name)?,
+            None => usual_device(netlink)?,
+        };
+        if found.loopback {
+            return Err(MechanismError::Target(format!(
+                "device: {}: loss and delay do not work on the loopback device; name another, or use partition",
+                found.name
+            )));
+        }
+        Ok((found.index, found.name))
+    }
+
+    /// The device of this name in the target's namespace.
+    ///
+    /// # Errors
+    /// [`MechanismError::Target`] that names what is there.
+    pub fn link(netlink: &mut Netlink, name: &str) -> Result<Link, MechanismError> {
+        let link = netlink
+            .link(name)
+            .map_err(io_error("look for the device of the target"))?;
+        match link {
+            Some(link) => Ok(link),
+            None => {
+                let there = names(&devices(netlink)?);
+                Err(MechanismError::Target(format!(
+                    "device: {name}: the target has no such device; name one of: {there}"
+                )))
             }
-            Ok((found.index, found.name.clone()))
-        })
+        }
     }
 
     /// Puts the filter on the device and builds the detour if `delay` and there is none. Safe to
@@ -155,100 +135,89 @@ impl TcEgress {
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn attach_in(
+    pub fn attach(
         &self,
-        namespace: &Path,
+        netlink: &mut Netlink,
         device: &mut Device,
         delay: bool,
     ) -> Result<(), MechanismError> {
-        let before = device.clone();
-        netns::within(namespace, || {
-            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
-            let attached = self.attach(&mut netlink, device, delay);
-            if attached.is_err() {
-                // Back to what was there; the first error is the one to tell.
-                if before.detour.is_none() {
-                    drop(remove_detour(&mut netlink, device));
-                }
-            }
-            attached
-        })
+        let had_detour = device.detour.is_some();
+        let attached = self.try_attach(netlink, device, delay);
+        if attached.is_err() && !had_detour {
+            // Back to what was there; the first error is the one to tell.
+            drop(remove_detour(netlink, device));
+        }
+        attached
     }
 
     /// Removes the filter and the detour, then reads back that they are gone. An empty clsact
     /// stays: removing one makes the kernel take the whole device down for a moment
     /// (`dev_deactivate` in `qdisc_graft`, net/sched/sch_api.c), and the target's packets of that
-    /// moment are lost. [`Self::remove_clsact_in`] does it when nobody minds.
+    /// moment are lost. [`Self::remove_clsact`] does it when nobody minds.
     ///
     /// # Errors
     /// What the kernel answers, or what is still there.
-    pub fn detach_in(namespace: &Path, device: &Device) -> Result<(), MechanismError> {
-        let mut device = device.clone();
-        netns::within(namespace, || {
-            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
-            // The filter first: nothing may go into a detour that is being removed.
-            netlink
-                .delete_filter(device.ifindex, Hook::Egress)
-                .map_err(io_error(format!("remove the filter from {}", device.name)))?;
-            remove_detour(&mut netlink, &mut device)?;
-            let left = netlink
-                .has_filter(device.ifindex, Hook::Egress)
-                .map_err(io_error("read the filters back"))?;
-            if left {
-                return Err(MechanismError::Target(format!(
-                    "the filter on {} is still there after it was removed",
-                    device.name
-                )));
-            }
-            Ok(())
-        })
+    pub fn detach(netlink: &mut Netlink, device: &Device) -> Result<(), MechanismError> {
+        // The filter first: nothing may go into a detour that is being removed.
+        netlink
+            .delete_filter(device.ifindex, Hook::Egress)
+            .map_err(io_error(format!("remove the filter from {}", device.name)))?;
+        remove_detour(netlink, &mut device.clone())?;
+        let left = netlink
+            .has_filter(device.ifindex, Hook::Egress)
+            .map_err(io_error("read the filters back"))?;
+        if left {
+            return Err(MechanismError::Target(format!(
+                "the filter on {} is still there after it was removed",
+                device.name
+            )));
+        }
+        Ok(())
     }
 
     /// Removes clsact if it was ours and nobody else has a filter in it.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn remove_clsact_in(namespace: &Path, device: &Device) -> Result<(), MechanismError> {
+    pub fn remove_clsact(netlink: &mut Netlink, device: &Device) -> Result<(), MechanismError> {
         if !device.clsact_is_ours {
             return Ok(());
         }
-        netns::within(namespace, || {
-            Netlink::open()
-                .and_then(|mut netlink| netlink.delete_clsact_if_empty(device.ifindex))
-                .map(drop)
-                .map_err(io_error(format!("remove clsact from {}", device.name)))
-        })
+        netlink
+            .delete_clsact_if_empty(device.ifindex)
+            .map(drop)
+            .map_err(io_error(format!("remove clsact from {}", device.name)))
     }
 
     /// Packets that still wait in the detour.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn waiting_in(namespace: &Path, device: &Device) -> Result<u32, MechanismError> {
+    pub fn waiting(netlink: &mut Netlink, device: &Device) -> Result<u32, MechanismError> {
         let Some((going_in, _)) = device.detour else {
             return Ok(0);
         };
-        netns::within(namespace, || {
-            let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
-            netlink
-                .waiting(going_in)
-                .map_err(io_error("read the queue of the detour"))
-        })
+        netlink
+            .waiting(going_in)
+            .map_err(io_error("read the queue of the detour"))
     }
 
-    fn attach(
+    fn try_attach(
         &self,
         netlink: &mut Netlink,
         device: &mut Device,
         delay: bool,
     ) -> Result<(), MechanismError> {
         // Believe the kernel, not the record: the number of a namespace is given out again.
-        let [going_in, _] = detour_names(device.slot);
-        device.detour = device.detour.filter(|(inward, _)| {
-            netlink
+        if let Some((inward, _)) = device.detour {
+            let [going_in, _] = detour_names(device.slot);
+            let there = netlink
                 .link(&going_in)
-                .is_ok_and(|link| link.index == *inward)
-        });
+                .map_err(io_error("look for the detour"))?;
+            device.detour = device
+                .detour
+                .filter(|_| there.is_some_and(|link| link.index == inward));
+        }
         if delay && device.detour.is_none() {
             self.add_detour(netlink, device)?;
         }
@@ -260,22 +229,16 @@ impl TcEgress {
 
     fn add_detour(&self, netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
         let [going_in, coming_out] = detour_names(device.slot);
-        // One of that name is left from a detour whose removal was cut short.
-        if let Ok(stale) = netlink.link(&going_in) {
-            netlink
-                .delete_link(stale.index)
-                .map_err(io_error("remove a stale detour"))?;
+        let mut made = netlink.add_veth(&going_in, &coming_out);
+        if made
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
+        {
+            // Left from a detour whose removal was cut short.
+            remove_detour(netlink, device)?;
+            made = netlink.add_veth(&going_in, &coming_out);
         }
-        netlink
-            .add_veth(&going_in, &coming_out)
-            .map_err(io_error(format!("create the detour {going_in}")))?;
-        let index = |netlink: &mut Netlink, name: &str| {
-            netlink
-                .link(name)
-                .map(|link| link.index)
-                .map_err(io_error("find the new detour"))
-        };
-        let (inward, outward) = (index(netlink, &going_in)?, index(netlink, &coming_out)?);
+        let [inward, outward] = made.map_err(io_error(format!("create the detour {going_in}")))?;
         device.detour = Some((inward, outward));
         netlink.add_fq(inward).map_err(io_error(
             "add fq to the detour (is the module sch_fq there?)",
@@ -326,6 +289,40 @@ impl TcEgress {
     }
 }
 
+/// The device of the default route; without one, the only that is up.
+fn usual_device(netlink: &mut Netlink) -> Result<Link, MechanismError> {
+    let links = devices(netlink)?;
+    let there = names(&links);
+    let of_route = netlink
+        .default_route_device()
+        .map_err(io_error("list routes"))?;
+    let link = match of_route {
+        Some(index) => links.into_iter().find(|link| link.index == index),
+        None => {
+            let mut real = links
+                .into_iter()
+                .filter(|link| link.up && !link.loopback && !is_detour(&link.name));
+            real.next().filter(|_| real.next().is_none())
+        }
+    };
+    link.ok_or_else(|| {
+        MechanismError::Target(format!(
+            "device: not set: the target has no default route and not exactly one device; set spec.device to one of: {there}"
+        ))
+    })
+}
+
+fn devices(netlink: &mut Netlink) -> Result<Vec<Link>, MechanismError> {
+    netlink
+        .links()
+        .map_err(io_error("list the devices of the target"))
+}
+
+fn names(links: &[Link]) -> String {
+    let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+    names.join(", ")
+}
+
 /// At most 15 bytes, and unlike any name that others give.
 fn detour_names(slot: u16) -> [String; 2] {
     [format!("faultline{slot}a"), format!("faultline{slot}b")]
@@ -339,7 +336,10 @@ fn is_detour(name: &str) -> bool {
 fn remove_detour(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
     // By name, not by index: an index may be another device's by now.
     let [going_in, _] = detour_names(device.slot);
-    if let Ok(link) = netlink.link(&going_in) {
+    let link = netlink
+        .link(&going_in)
+        .map_err(io_error("look for the detour"))?;
+    if let Some(link) = link {
         netlink
             .delete_link(link.index)
             .map_err(io_error(format!("remove {going_in}")))?;

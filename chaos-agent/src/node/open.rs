@@ -127,11 +127,15 @@ impl Node {
         for journal::Entry {
             owner,
             deadline_ns,
+            orphaned_ns,
             armed,
         } in record.armed
         {
             if executor.adopt(&armed) {
-                let until = deadline_ns.map_or(Until::Leased, Until::Deadline);
+                let until = deadline_ns
+                    .map(Until::Deadline)
+                    .or(orphaned_ns.map(Until::Orphaned))
+                    .unwrap_or(Until::Leased);
                 let id = armed.fault.id.clone();
                 tracing::info!(fault = %id, "adopted from a predecessor");
                 entries.insert(id, Entry::adopted(Owner(owner), until, armed));

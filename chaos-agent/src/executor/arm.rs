@@ -1,0 +1,191 @@
+//! Arming: from a fault to rules that packets meet, in two steps, so that the journal is written
+//! between them.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
+
+use chaos_abi::RULES_PER_TARGET;
+use chaos_abi::network::RuleRef;
+use chaos_planner::capabilities::{Capabilities, Mechanism};
+use chaos_planner::choose::choose;
+use chaos_planner::fault::{Effect, Fault, TargetRef};
+
+use super::rules::{cgroup_device, kernel_rule, peer_key};
+use super::{ArmError, Armed, ArmedRule, Executor, Load, MechanismName, Place};
+use crate::kernel::clock;
+use crate::kernel::netlink::Netlink;
+use crate::mechanism::tc_egress::TcEgress;
+use crate::mechanism::{MechanismError, io_error};
+use crate::target::Resolved;
+
+/// A fault that is about to be armed.
+pub struct Prepared {
+    armed: Armed,
+    /// A connection into the target's namespace, if it has one. Held no longer than it takes to
+    /// arm: it keeps the namespace alive.
+    inside: Option<Netlink>,
+}
+
+impl Prepared {
+    /// What will be armed.
+    pub const fn armed(&self) -> &Armed {
+        &self.armed
+    }
+}
+
+impl Executor {
+    /// Finds the target, chooses mechanisms, takes ids: everything but the act.
+    ///
+    /// # Errors
+    /// [`ArmError`]
+    pub fn prepare(
+        &mut self,
+        fault: &Fault,
+        deadline_ns: u64,
+        capabilities: &Capabilities,
+    ) -> Result<Prepared, ArmError> {
+        let mechanisms = choose(&fault.effect, &fault.target, capabilities)?;
+        let found = self.find(&fault.target)?;
+        let Effect::Network(effect) = &fault.effect;
+        let pod = matches!(
+            fault.target,
+            TargetRef::Pod {
+                host_network: false,
+                ..
+            }
+        );
+        let mut inside = open_inside(&found)?;
+        let mut rules = Vec::new();
+        for mechanism in mechanisms {
+            let (key, ifindex) = match mechanism {
+                Mechanism::CgroupDrop => (
+                    found.pod_cgroup_id,
+                    cgroup_device(inside.as_mut(), effect, pod)?,
+                ),
+                Mechanism::TcEgress => {
+                    let netlink = inside
+                        .as_mut()
+                        .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
+                    let (ifindex, name) =
+                        TcEgress::find_device(netlink, effect.device.as_deref(), pod)?;
+                    let slot = self.devices.slot(found.netns_inode, ifindex, name)?;
+                    (u64::from(slot), 0)
+                }
+            };
+            rules.push(ArmedRule {
+                mechanism: mechanism.into(),
+                key,
+                id: 0,
+                generation: 0,
+                ifindex,
+            });
+        }
+        for rule in &mut rules {
+            (rule.id, rule.generation) = self.ids.rule(&self.maps)?;
+        }
+        let peer_set = if effect.peers.is_some() {
+            self.ids.peer_set()
+        } else {
+            0
+        };
+        let armed = Armed {
+            seed: fault
+                .sample
+                .seed
+                .unwrap_or_else(|| RandomState::new().build_hasher().finish()),
+            fault: fault.clone(),
+            deadline_ns,
+            armed_ns: clock::now_ns(),
+            rules,
+            peer_set,
+            place: Place {
+                cgroup_id: found.pod_cgroup_id,
+                depth: found.depth,
+                netns: found.netns,
+                netns_inode: found.netns_inode,
+            },
+        };
+        Ok(Prepared { armed, inside })
+    }
+
+    /// Attaches what is missing and makes the rules. `others` is everything else that is armed.
+    ///
+    /// # Errors
+    /// [`ArmError`]; nothing of it is left.
+    pub fn arm<'a>(
+        &mut self,
+        prepared: Prepared,
+        others: impl Iterator<Item = &'a Armed>,
+    ) -> Result<Armed, ArmError> {
+        let Prepared { mut armed, inside } = prepared;
+        let mut load = Load::of(others);
+        load.add(&armed);
+        match self.try_arm(&armed, inside, &load) {
+            Ok(()) => {
+                armed.armed_ns = clock::now_ns();
+                Ok(armed)
+            }
+            Err(error) => {
+                // The first error is the one to tell; the sweep of the next agent gets what is left.
+                if let Err(error) = self.disarm(&armed) {
+                    tracing::warn!(fault = %armed.fault.id, %error, "failed to undo");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn try_arm(
+        &mut self,
+        armed: &Armed,
+        mut inside: Option<Netlink>,
+        load: &Load,
+    ) -> Result<(), ArmError> {
+        let Effect::Network(effect) = &armed.fault.effect;
+        for rule in &armed.rules {
+            if rule.mechanism == MechanismName::TcEgress {
+                let netlink = inside
+                    .as_mut()
+                    .ok_or_else(|| ArmError::NoProcess(armed.fault.record.clone()))?;
+                self.devices.attach(rule.key, netlink, effect.delay)?;
+            }
+        }
+        for peer in effect.peers.iter().flatten() {
+            self.maps.insert_peer(peer_key(armed.peer_set, *peer))?;
+        }
+        self.tell_depths(load)?;
+        for rule in &armed.rules {
+            self.maps.reset_counters(rule.id)?;
+            self.maps
+                .set_rule(rule.id, kernel_rule(armed, rule, effect, self.root_netns))?;
+        }
+        self.tell_armed(load)?;
+        for rule in &armed.rules {
+            let kind = rule.mechanism.into();
+            let mut target = self.target(rule)?;
+            let free =
+                target
+                    .rules
+                    .iter_mut()
+                    .find(|r| r.generation == 0)
+                    .ok_or(ArmError::Full {
+                        what: "faults on one target",
+                        limit: RULES_PER_TARGET,
+                    })?;
+            *free = RuleRef {
+                id: rule.id,
+                generation: rule.generation,
+            };
+            self.maps.set_target(kind, rule.key, target)?;
+        }
+        Ok(())
+    }
+}
+
+/// A connection into the target's namespace; `None` while it has no process.
+pub(super) fn open_inside(found: &Resolved) -> Result<Option<Netlink>, MechanismError> {
+    let open = |path: &PathBuf| {
+        Netlink::open_in(path).map_err(io_error("open rtnetlink in the target's network namespace"))
+    };
+    found.netns.as_ref().map(open).transpose()
+}
