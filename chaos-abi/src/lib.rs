@@ -13,7 +13,7 @@ pub mod network;
 pub mod sample;
 
 /// Version of every layout in this crate; part of the pin path.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Length of `RULES`: the most rules that one mechanism family holds on a node.
 pub const MAX_RULES: u32 = 16_384;

@@ -46,6 +46,8 @@ pub mod flag {
     pub const OBSERVE: u32 = 1 << 3;
     /// The sender is told: `cgroup_drop` answers EPERM.
     pub const DROP: u32 = 1 << 4;
+    /// Beside [`PEERS`]: also a network in `NETS` under [`super::Rule::peer_set`].
+    pub const NETS: u32 = 1 << 5;
 }
 
 /// One fault on one target.
@@ -83,18 +85,67 @@ pub struct Rule {
     pub reserved: u32,
 }
 
-/// Key of `PEERS`: one address of one set. IPv4 addresses are IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
+/// Key of `PEERS`: one address of one set, or one port of an address or network that is limited to
+/// ports. IPv4 addresses are IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct PeerKey {
     /// [`Rule::peer_set`].
     pub set: u32,
     /// Network byte order.
     pub addr: [u8; 16],
+    /// Destination port, host byte order; 0 for the entry that says what ports there are.
+    pub port: u16,
+    /// Length of the prefix of `addr`: 128 for an address, else it is about a port of a network.
+    pub prefix: u16,
 }
 
-/// Length of `PEERS`: addresses of all rules of a node.
+/// Values of `PEERS` under port 0, and [`Net::ports`].
+pub mod ports {
+    /// Every packet, of whatever protocol.
+    pub const ALL: u8 = 1;
+    /// Packets to the ports that `PEERS` has of it.
+    pub const SOME: u8 = 2;
+}
+
+/// Data of a key of `NETS`, a trie of longest prefixes: first [`Self::EXACT`] bits that all must
+/// agree, then the network.
+///
+/// What a network and those around it say together is worked out before: the longest prefix
+/// decides alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct NetKey {
+    /// [`Rule::peer_set`].
+    pub set: u32,
+    /// 4 or 6: `::/0` is not about IPv4, though IPv4 is mapped into it.
+    pub family: u32,
+    /// Network byte order, as in [`PeerKey`].
+    pub addr: [u8; 16],
+}
+
+impl NetKey {
+    /// Bits in front of the address.
+    pub const EXACT: u32 = 64;
+}
+
+/// Value of `NETS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Net {
+    /// Address of this network: key of its ports in `PEERS`.
+    pub addr: [u8; 16],
+    /// Length of its prefix in the space of IPv6.
+    pub prefix: u16,
+    /// One of [`ports`].
+    pub ports: u16,
+}
+
+/// Length of `PEERS`: addresses, and ports of addresses and networks, of all rules of a node.
 pub const MAX_PEERS: u32 = 262_144;
+
+/// Length of `NETS`: networks of all rules of a node.
+pub const MAX_NETS: u32 = 65_536;
 
 /// Length of `TARGETS`.
 pub const MAX_TARGETS: u32 = 4_096;
@@ -121,7 +172,9 @@ pub const fn release_at(now_ns: u64, delay_ns: u64, deadline_ns: u64) -> u64 {
 const _: () = {
     assert!(size_of::<Target>() == 8 * RULES_PER_TARGET + 16);
     assert!(size_of::<Rule>() == 88);
-    assert!(size_of::<PeerKey>() == 20);
+    assert!(size_of::<PeerKey>() == 24);
+    assert!(size_of::<NetKey>() == 24);
+    assert!(size_of::<Net>() == 20);
 };
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod allocate;
 mod arm;
 mod armed;
 mod devices;
+mod peers;
 mod rules;
 
 use std::collections::BTreeSet;
@@ -26,7 +27,8 @@ pub use self::devices::Drained;
 use self::allocate::Ids;
 use self::arm::open_inside;
 use self::devices::Devices;
-use self::rules::{lives, peer_key, retain};
+use self::peers::Entries;
+use self::rules::{lives, retain};
 use crate::kernel::maps::{Pinned, TargetKind};
 use crate::kernel::netns;
 use crate::mechanism::MechanismError;
@@ -118,9 +120,15 @@ impl Executor {
                 self.maps.set_rule(id, Rule::default())?;
             }
         }
+        let sets: BTreeSet<u32> = keep.iter().map(|armed| armed.peer_set).collect();
         for key in self.maps.peers()? {
-            if !keep.iter().any(|armed| armed.peer_set == key.set) {
+            if !sets.contains(&key.set) {
                 self.maps.remove_peer(key)?;
+            }
+        }
+        for (prefix, key, _) in self.maps.nets()? {
+            if !sets.contains(&key.set) {
+                self.maps.remove_net(prefix, key)?;
             }
         }
         self.tell_armed(&Load::of(keep.iter().copied()))?;
@@ -145,10 +153,7 @@ impl Executor {
                 self.maps.set_rule(rule.id, Rule::default())?;
             }
         }
-        let Effect::Network(effect) = &armed.fault.effect;
-        for peer in effect.peers.iter().flatten() {
-            self.maps.remove_peer(peer_key(armed.peer_set, *peer))?;
-        }
+        self.remove_peers(&entries(armed), &Entries::default())?;
         self.ids.give_back(lives(armed));
         Ok(())
     }
@@ -198,14 +203,16 @@ impl Executor {
                 return Ok(Some("packets on the way"));
             }
         }
-        if armed.peer_set != 0
-            && self
-                .maps
-                .peers()?
+        if armed.peer_set != 0 {
+            let peers = self.maps.peers()?;
+            let nets = self.maps.nets()?;
+            let mut sets = peers
                 .iter()
-                .any(|key| key.set == armed.peer_set)
-        {
-            return Ok(Some("a peer"));
+                .map(|key| key.set)
+                .chain(nets.iter().map(|(_, key, _)| key.set));
+            if sets.any(|set| set == armed.peer_set) {
+                return Ok(Some("a peer"));
+            }
         }
         Ok(None)
     }
@@ -226,30 +233,62 @@ impl Executor {
         Ok(())
     }
 
-    /// Replaces the addresses that a fault is limited to: new ones first.
+    /// Replaces the peers that a fault is limited to: new ones first.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn set_peers(&mut self, armed: &mut Armed, fault: &Fault) -> Result<(), MapError> {
-        let peers = |fault: &Fault| {
-            let Effect::Network(effect) = &fault.effect;
-            effect.peers.clone().unwrap_or_default()
-        };
-        let (old, new) = (peers(&armed.fault), peers(fault));
-        let added: Vec<_> = new.iter().filter(|peer| !old.contains(peer)).collect();
-        for (done, peer) in added.iter().enumerate() {
-            if let Err(error) = self.maps.insert_peer(peer_key(armed.peer_set, **peer)) {
-                // What is in no list would never be removed.
-                for peer in &added[..done] {
-                    self.maps.remove_peer(peer_key(armed.peer_set, **peer))?;
+        let old = entries(armed);
+        let before = std::mem::replace(&mut armed.fault, fault.clone());
+        let new = entries(armed);
+        let result = self.insert_peers(&old, &new).and_then(|()| {
+            let Effect::Network(effect) = &armed.fault.effect;
+            // Networks may be the first, or the last.
+            for rule in &armed.rules {
+                let mut held = self.maps.rule(rule.id)?;
+                if held.generation == rule.generation {
+                    held.flags = rules::kernel_rule(armed, rule, effect, self.root_netns).flags;
+                    self.maps.set_rule(rule.id, held)?;
                 }
-                return Err(error);
+            }
+            self.remove_peers(&old, &new)
+        });
+        if result.is_err() {
+            // What is in no list would never be removed.
+            drop(self.insert_peers(&new, &old));
+            drop(self.remove_peers(&new, &old));
+            armed.fault = before;
+        }
+        result
+    }
+
+    /// Writes what is in `new` and not, or otherwise, in `old`.
+    fn insert_peers(&mut self, old: &Entries, new: &Entries) -> Result<(), MapError> {
+        for (key, what) in &new.peers {
+            if old.peers.get(key) != Some(what) {
+                self.maps.set_peer(*key, *what)?;
             }
         }
-        for peer in old.iter().filter(|peer| !new.contains(peer)) {
-            self.maps.remove_peer(peer_key(armed.peer_set, *peer))?;
+        for ((prefix, key), net) in &new.nets {
+            if old.nets.get(&(*prefix, *key)) != Some(net) {
+                self.maps.set_net(*prefix, *key, *net)?;
+            }
         }
-        armed.fault = fault.clone();
+        Ok(())
+    }
+
+    /// Removes what is in `old` only.
+    fn remove_peers(&mut self, old: &Entries, new: &Entries) -> Result<(), MapError> {
+        for (prefix, key) in old.nets.keys() {
+            if !new.nets.contains_key(&(*prefix, *key)) {
+                self.maps.remove_net(*prefix, *key)?;
+            }
+        }
+        for key in old.peers.keys() {
+            if !new.peers.contains_key(key) {
+                self.maps.remove_peer(*key)?;
+            }
+        }
         Ok(())
     }
 
@@ -376,4 +415,10 @@ impl Load {
         self.rules = self.rules.saturating_add(armed.rules.len() as u32);
         self.depths.insert(armed.place.depth);
     }
+}
+
+/// What the maps hold of a fault's peers.
+fn entries(armed: &Armed) -> Entries {
+    let Effect::Network(effect) = &armed.fault.effect;
+    Entries::of(armed.peer_set, effect.peers.as_deref().unwrap_or_default())
 }

@@ -4,13 +4,17 @@
 //! In a cluster this is the operator's part (`chaos-operator/src/assign.rs`); what both read from
 //! a document means the same.
 
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use chaos_api::external::{External, Host};
 use chaos_api::v1alpha1::faultline::InjectionMode;
 use chaos_api::v1alpha1::{Direction, NetworkAction, NetworkChaos, NetworkChaosSpec, PodSelector};
 use chaos_api::validate::FieldError;
 use chaos_api::{duration, percent};
-use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef};
+use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
 
 /// Rules of a host that a cluster does not have.
 pub fn rules(chaos: &NetworkChaos) -> Vec<FieldError> {
@@ -29,7 +33,7 @@ pub fn rules(chaos: &NetworkChaos) -> Vec<FieldError> {
             "spec.target",
             format!("mode {}", target.mode.as_str()),
             "selects pods, and a host without Kubernetes has none",
-            "remove it; the fault is on packets to and from every address",
+            "remove it, or name addresses by externalTargets",
         );
     }
     if let Some(scheduler) = &spec.lifecycle.scheduler {
@@ -57,8 +61,12 @@ pub fn selects_pods(chaos: &NetworkChaos) -> bool {
     chaos.spec.source != PodSelector::default()
 }
 
+/// Finds the addresses of a host name.
+pub type Resolve<'a> = &'a dyn Fn(&str) -> io::Result<Vec<IpAddr>>;
+
 /// The fault of a document that has passed its checks and [`rules`]. `record` is how the target is
-/// shown, `name` what the object is called if it does not say so itself.
+/// shown, `name` what the object is called if it does not say so itself. Host names are resolved
+/// once.
 ///
 /// # Errors
 /// `<field>: <value>: <rule>; <what to do>` for what only shows here.
@@ -68,6 +76,7 @@ pub fn fault(
     name: &str,
     record: &str,
     target: TargetRef,
+    resolve: Resolve<'_>,
 ) -> Result<Fault, FieldError> {
     let spec = &chaos.spec;
     let metadata = &chaos.metadata;
@@ -90,7 +99,10 @@ pub fn fault(
             InjectionMode::Observe => Mode::Observe,
         },
         sample: sample(spec)?,
-        effect: Effect::Network(effect(spec)?),
+        effect: Effect::Network(NetworkEffect {
+            peers: peers(spec, resolve)?,
+            ..effect(spec)?
+        }),
     })
 }
 
@@ -112,12 +124,56 @@ pub fn describe(fault: &Fault) -> String {
         (false, true) => "received",
         (_, false) => "sent",
     };
+    let peers = match &network.peers {
+        None => String::new(),
+        Some(peers) => format!(" to or from {}", some_of(peers)),
+    };
     let observe = if fault.mode == Mode::Observe {
         " (only counted)"
     } else {
         ""
     };
-    format!("{} on packets {direction}{observe}", parts.join(" and "))
+    let what = parts.join(" and ");
+    format!("{what} on packets {direction}{peers}{observe}")
+}
+
+/// The first few, and how many more.
+fn some_of(peers: &[Peer]) -> String {
+    const SHOWN: usize = 3;
+    let mut words: Vec<String> = peers.iter().take(SHOWN).map(ToString::to_string).collect();
+    if peers.len() > SHOWN {
+        words.push(format!("{} more", peers.len() - SHOWN));
+    }
+    words.join(", ")
+}
+
+/// `None`, which is everybody, without `externalTargets`.
+fn peers(spec: &NetworkChaosSpec, resolve: Resolve<'_>) -> Result<Option<Vec<Peer>>, FieldError> {
+    let mut peers = BTreeSet::new();
+    for (index, text) in spec.external_targets.iter().enumerate() {
+        let field = format!("spec.externalTargets[{index}]");
+        let external = External::parse(text).map_err(|rule| broken(&field, text, &rule))?;
+        match external.host {
+            Host::Net(net) => {
+                peers.insert(Peer::new(net, external.port));
+            }
+            Host::Name(name) => {
+                let unknown = |error: &dyn std::fmt::Display| FieldError {
+                    field: field.clone(),
+                    value: text.clone(),
+                    rule: format!("this host cannot resolve the name: {error}"),
+                    advice: "correct it, or write the address".to_owned(),
+                };
+                let addresses = resolve(&name).map_err(|error| unknown(&error))?;
+                if addresses.is_empty() {
+                    return Err(unknown(&"it has no address"));
+                }
+                let of = |address: IpAddr| Peer::new(address.into(), external.port);
+                peers.extend(addresses.into_iter().map(of));
+            }
+        }
+    }
+    Ok((!peers.is_empty()).then(|| peers.into_iter().collect()))
 }
 
 fn effect(spec: &NetworkChaosSpec) -> Result<NetworkEffect, FieldError> {
@@ -234,6 +290,13 @@ mod tests {
                 "x",
                 "/a",
                 TargetRef::Cgroup("/a".into()),
+                &|name| match name {
+                    "db.example" => Ok(vec![
+                        "10.0.0.7".parse().unwrap(),
+                        "fd00::7".parse().unwrap(),
+                    ]),
+                    _ => Err(io::Error::other("no such name")),
+                },
             )
         };
         parsed
@@ -340,6 +403,26 @@ mod tests {
     }
 
     #[test]
+    fn external_targets_are_peers() {
+        let spec = "  action: partition\n  externalTargets: ['10.0.0.1:80', 'fd00::/8', 'db.example:5432']\n";
+        let peer = |net: &str, port| Peer::new(net.parse().unwrap(), port);
+        let mut expected = vec![
+            peer("10.0.0.1/32", Some(80)),
+            peer("fd00::/8", None),
+            peer("10.0.0.7/32", Some(5432)),
+            peer("fd00::7/128", Some(5432)),
+        ];
+        expected.sort_unstable();
+        assert_eq!(network(spec).peers, Some(expected));
+        let error = faults("  action: partition\n  externalTargets: [x.example]\n").unwrap_err();
+        assert_eq!(
+            error,
+            "spec.externalTargets[0]: x.example: this host cannot resolve the name: no such name; \
+             correct it, or write the address"
+        );
+    }
+
+    #[test]
     fn mode_and_sample_are_those_of_the_document() {
         let spec = "  action: partition\n  faultline:\n    mode: Observe\n    sample: \
                     {percent: '0.5', first: 3, every: 2, seed: 7}\n";
@@ -367,7 +450,7 @@ mod tests {
             (
                 "  action: partition\n  target:\n    mode: all\n    selector: {}\n",
                 "x.yaml:7: spec.target: mode all: selects pods, and a host without Kubernetes has \
-                 none; remove it; the fault is on packets to and from every address",
+                 none; remove it, or name addresses by externalTargets",
             ),
             (
                 "  action: partition\n  duration: 10s\n  scheduler: {cron: '@every 15s'}\n",
@@ -375,9 +458,8 @@ mod tests {
                  cluster; remove it, and start this command by cron or a systemd timer",
             ),
             (
-                "  action: partition\n  externalTargets: ['10.0.0.1']\n",
-                "x.yaml:7: spec.externalTargets: 10.0.0.1: targets outside the cluster are not \
-                 built yet",
+                "  action: partition\n  externalTargets: ['10.0.0.256']\n",
+                "x.yaml:7: spec.externalTargets[0]: 10.0.0.256: \"10.0.0.256\" is neither",
             ),
             (
                 "  action: partition\n  devize: eth0\n",

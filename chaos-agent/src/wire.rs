@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chaos_planner::capabilities::{Capabilities, Mechanism};
-use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef};
+use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
 use chaos_planner::observed::{Counts, Observed, Phase};
 use chaos_proto::agent as proto;
+use ipnet::IpNet;
 
 use crate::target;
 
@@ -209,12 +210,7 @@ pub fn message(fault: &Fault) -> proto::Fault {
             egress: network.egress,
             ingress: network.ingress,
             device: network.device.clone().unwrap_or_default(),
-            peers: network
-                .peers
-                .iter()
-                .flatten()
-                .map(IpAddr::to_string)
-                .collect(),
+            peers: network.peers.iter().flatten().map(peer_message).collect(),
             all_peers: network.peers.is_none(),
             drop: network.drop,
             loss_ppm: network.loss_ppm,
@@ -333,7 +329,7 @@ fn network(message: proto::NetworkEffect) -> Result<NetworkEffect, String> {
     }
     if message.peers.len() > MAX_PEERS {
         return Err(format!(
-            "network.peers: {} addresses: must be at most {MAX_PEERS}; select fewer pods",
+            "network.peers: {} peers: must be at most {MAX_PEERS}; select fewer pods",
             message.peers.len()
         ));
     }
@@ -341,14 +337,14 @@ fn network(message: proto::NetworkEffect) -> Result<NetworkEffect, String> {
     let peers = if message.all_peers {
         None
     } else {
-        let mut addresses = message
+        let mut peers = message
             .peers
             .iter()
-            .map(|address| peer(address))
+            .map(peer)
             .collect::<Result<Vec<_>, _>>()?;
-        addresses.sort_unstable();
-        addresses.dedup();
-        Some(addresses)
+        peers.sort_unstable();
+        peers.dedup();
+        Some(peers)
     };
     Ok(NetworkEffect {
         egress: message.egress,
@@ -361,15 +357,38 @@ fn network(message: proto::NetworkEffect) -> Result<NetworkEffect, String> {
     })
 }
 
-fn peer(text: &str) -> Result<IpAddr, String> {
-    text.parse::<IpAddr>()
-        .map(|address| address.to_canonical())
+fn peer(message: &proto::Peer) -> Result<Peer, String> {
+    let text = &message.net;
+    let net = text
+        .parse::<IpAddr>()
+        .map(IpNet::from)
+        .or_else(|_| text.parse::<IpNet>())
         .map_err(|_| {
             format!(
-                "network.peers: {}: must be an IPv4 or IPv6 address; send no names",
+                "network.peers: {}: must be an IPv4 or IPv6 address or network; send no names",
                 shown(text)
             )
-        })
+        })?;
+    let port = match message.port {
+        0 => None,
+        port => Some(u16::try_from(port).map_err(|_| {
+            format!(
+                "network.peers: {}: port {port}: must be at most 65535",
+                shown(text)
+            )
+        })?),
+    };
+    Ok(Peer::new(net, port))
+}
+
+fn peer_message(peer: &Peer) -> proto::Peer {
+    proto::Peer {
+        net: match peer.address() {
+            Some(address) => address.to_string(),
+            None => peer.net().to_string(),
+        },
+        port: peer.port().map_or(0, u32::from),
+    }
 }
 
 /// What the kernel takes as a device's name (`dev_valid_name`).

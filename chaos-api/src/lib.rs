@@ -9,6 +9,7 @@ pub mod cron;
 pub mod default;
 pub mod documents;
 pub mod duration;
+pub mod external;
 #[cfg(test)]
 mod fixtures;
 pub mod percent;

@@ -10,6 +10,7 @@
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
 
 pub mod network;
+pub mod peers;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;

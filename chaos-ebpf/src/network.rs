@@ -1,28 +1,20 @@
 //! Which rules of the network family apply to a packet.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::cty::c_void;
-use aya_ebpf::helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes_relative};
+use aya_ebpf::helpers::generated::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::Array;
 use aya_ebpf::programs::sk_buff::SkBuff;
 use chaos_abi::MAX_RULES;
-use chaos_abi::network::{MAX_PEERS, PeerKey, Rule, RuleRef, flag, mapped, release_at};
+use chaos_abi::network::{Rule, RuleRef, flag, release_at};
 use chaos_abi::sample::Stream;
 
+use crate::peers::{is_meant, peer};
 use crate::{Draw, Outcome, count, done};
 
 /// All rules of the node's network faults.
 #[map]
 static RULES: Array<Rule> = Array::pinned(MAX_RULES, 0);
-
-/// Addresses that rules are limited to. The value says nothing.
-#[map]
-static PEERS: HashMap<PeerKey, u8> = HashMap::pinned(MAX_PEERS, 1 /* BPF_F_NO_PREALLOC */);
-
-const ETH_P_IP: u32 = 0x0800;
-const ETH_P_IPV6: u32 = 0x86dd;
-const BPF_HDR_START_NET: u32 = 1;
 
 /// Which way a packet goes, seen from the target.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -142,27 +134,7 @@ fn applicable<'a>(
         return None;
     }
     let addr = peer(skb, direction)?;
-    if rule.flags & flag::PEERS != 0 {
-        let key = PeerKey {
-            set: rule.peer_set,
-            addr,
-        };
-        // SAFETY: the value is not read; a key that is removed at the same time is either answer.
-        unsafe { PEERS.get(key) }?;
-    }
-    Some(rule)
-}
-
-/// Address of the other side, IPv4-mapped for IPv4; `None` for anything but IPv4 and IPv6, and for
-/// what is too short.
-#[inline(always)]
-fn peer(skb: &SkBuff, direction: u32) -> Option<[u8; 16]> {
-    let egress = direction == flag::EGRESS;
-    match u32::from_be(skb.protocol() << 16) {
-        ETH_P_IP => load(skb, if egress { 16 } else { 12 }).map(mapped),
-        ETH_P_IPV6 => load(skb, if egress { 24 } else { 8 }),
-        _ => None,
-    }
+    (rule.flags & flag::PEERS == 0 || is_meant(rule, skb, addr)).then_some(rule)
 }
 
 /// Id of the cgroup at `depth` above the socket of a packet; 0 if there is none.
@@ -170,21 +142,4 @@ fn peer(skb: &SkBuff, direction: u32) -> Option<[u8; 16]> {
 pub fn ancestor(skb: &SkBuff, depth: u32) -> u64 {
     // SAFETY: `skb` is the context that the kernel gave to this program.
     unsafe { bpf_skb_ancestor_cgroup_id(skb.skb, depth as i32) }
-}
-
-/// Bytes at `offset` of the network header, also from packets that are not linear.
-#[inline(always)]
-fn load<const N: usize>(skb: &SkBuff, offset: u32) -> Option<[u8; N]> {
-    let mut bytes = [0_u8; N];
-    // SAFETY: the helper writes N bytes into a buffer of N bytes, or fails.
-    let failed = unsafe {
-        bpf_skb_load_bytes_relative(
-            skb.skb.cast::<c_void>(),
-            offset,
-            bytes.as_mut_ptr().cast(),
-            N as u32,
-            BPF_HDR_START_NET,
-        )
-    };
-    (failed == 0).then_some(bytes)
 }

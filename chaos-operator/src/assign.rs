@@ -14,6 +14,7 @@ use chaos_proto::agent::{Fault, Mode, PodTarget, Sample, Target};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::cluster::{Cluster, container_ids, is_completed, is_host_network, pod_ips, pod_node};
+use crate::names::Names;
 
 pub mod network;
 
@@ -32,6 +33,8 @@ pub struct Request<'a> {
     pub records: &'a [(String, String)],
     /// Pods as they are now.
     pub cluster: &'a Cluster,
+    /// Host names as they were resolved last.
+    pub names: &'a Names,
 }
 
 /// One record with what it has to have.

@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::draw::seed_of;
 use crate::kept::{Hold, Kept};
 use crate::kind::Kind;
+use crate::names::Names;
 use crate::notice::Notice;
 use crate::phase::summary::{self, Facts, MANY_RECORDS};
 use crate::phase::{self, Surroundings};
@@ -39,6 +40,8 @@ pub struct Surrounding<'a> {
     pub cluster: &'a Cluster,
     /// What agents have said.
     pub view: &'a View,
+    /// Addresses of the host names that it wants.
+    pub names: &'a Names,
     /// The time.
     pub now: Timestamp,
     /// In which a calendar has its ticks.
@@ -84,6 +87,9 @@ pub fn look<K: Kind>(raw: &K, kept: &mut Kept, around: &Surrounding<'_>) -> Step
     announce(&window, &problems, kept, &mut notices);
 
     let should_run = window.halt.is_none() && problems.is_empty();
+    if should_run {
+        tell_of_names(around.names, kept, &mut notices);
+    }
     let selection = should_run
         .then(|| choose(&object, kept, &window, around, &mut notices))
         .and_then(Result::err);
@@ -183,6 +189,18 @@ fn announce(window: &Window, problems: &[String], kept: &mut Kept, notices: &mut
     kept.halt = window.halt;
 }
 
+/// Tells the user of names that cannot be resolved, once for each reason.
+fn tell_of_names(names: &Names, kept: &mut Kept, notices: &mut Vec<Notice>) {
+    let problems = names.problems();
+    for problem in problems
+        .iter()
+        .filter(|one| !kept.told_names.contains(*one))
+    {
+        notices.push(Notice::failed("resolve external targets", problem));
+    }
+    kept.told_names = problems;
+}
+
 /// Sees to it that there are records, and the right ones.
 fn choose<K: Kind>(
     object: &K,
@@ -275,6 +293,7 @@ fn shares<K: Kind>(
         round: window.round_number(),
         records: &records,
         cluster: around.cluster,
+        names: around.names,
     });
     let faultline = object.lifecycle().faultline.as_ref();
     if faultline.and_then(|block| block.follow) == Some(false) {

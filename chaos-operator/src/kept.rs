@@ -36,6 +36,8 @@ pub struct Kept {
     pub halt: Option<Halt>,
     /// What the user has been told is wrong with the document or its selectors.
     pub told: Vec<String>,
+    /// What the user has been told of names that cannot be resolved.
+    pub told_names: Vec<String>,
     /// As they were written last: they remember when they changed.
     pub conditions: Vec<Condition>,
     /// Nodes where an earlier operator may have left something that no status tells of, and until

@@ -1,6 +1,7 @@
 //! What the operator needs of each kind of experiment. A kind is one `impl` here and one file
 //! beside `assign.rs` for its way to the wire; all else is the same for all.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use chaos_api::v1alpha1::{Experiment, NetworkChaos};
@@ -31,6 +32,9 @@ pub trait Kind:
     /// What keeps it from being run as it is asked for: broken rules, and what is not built.
     fn problems(&self) -> Vec<FieldError>;
 
+    /// Host names whose addresses [`Self::assign`] needs.
+    fn host_names(&self) -> BTreeSet<String>;
+
     /// What each record has to have, in terms of the wire.
     fn assign(&self, request: &Request<'_>) -> Vec<Assigned>;
 }
@@ -46,6 +50,10 @@ impl Kind for NetworkChaos {
         let mut problems = validate::validate(self);
         problems.extend(validate::unsupported(self));
         problems
+    }
+
+    fn host_names(&self) -> BTreeSet<String> {
+        assign::network::host_names(self)
     }
 
     fn assign(&self, request: &Request<'_>) -> Vec<Assigned> {

@@ -32,7 +32,9 @@ use crate::experiment::{self, FinalizerAction, Step, Surrounding, must_write};
 use crate::kept::Kept;
 use crate::kind::Kind;
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::notice::Notice;
+use crate::resolver::Resolver;
 use write::{Done, Pace, Write, is_gone};
 
 mod unreadable;
@@ -51,6 +53,8 @@ pub struct Context {
     pub events: Publisher,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Who finds the addresses of host names.
+    pub resolver: Resolver,
     /// In which calendars have their ticks.
     pub zone: TimeZone,
 }
@@ -103,6 +107,7 @@ impl<K: Kind> Experiment<K> {
             let Some(object) = object.filter(|object| object.uid().as_ref() == Some(&self.uid))
             else {
                 self.context.agents.forget(&self.uid, Timestamp::now());
+                self.context.resolver.forget(&self.uid);
                 self.context.metrics.experiment_gone(&self.uid);
                 if !writing.is_terminated() {
                     // The watch is faster than the answer to what has let the object go.
@@ -148,7 +153,17 @@ impl<K: Kind> Experiment<K> {
     fn turn(&self, object: &K, memory: &mut Memory) -> Turn {
         let now = Timestamp::now();
         let shows_finalizers = memory.shows_finalizers(object.meta());
-        let (step, kept) = self.look(object, &mut memory.kept, now);
+        let wanted = object.host_names();
+        let names = self.context.resolver.want(&self.uid, &wanted, &self.wake);
+        if names.0.len() < wanted.len() && object.meta().deletion_timestamp.is_none() {
+            // An answer, or the lack of it, is moments away. A set without the addresses would
+            // take from the nodes what an operator before this one has sent them.
+            return Turn {
+                write: None,
+                look_again_at: None,
+            };
+        }
+        let (step, kept) = self.look(object, &mut memory.kept, &names, now);
         // Nothing stands between the look and the agents, not even the finalizer. Before that is
         // set, a deletion takes the object away at once: then this task sees it gone, and the next
         // set withdraws the faults. If this process dies before, the first set of the next operator
@@ -220,6 +235,7 @@ impl<K: Kind> Experiment<K> {
         &self,
         object: &K,
         kept: &'m mut Option<Kept>,
+        names: &Names,
         now: Timestamp,
     ) -> (Step, &'m mut Kept) {
         let view = self.context.agents.view(&self.uid);
@@ -235,6 +251,7 @@ impl<K: Kind> Experiment<K> {
         let around = Surrounding {
             cluster: &cluster,
             view: &view,
+            names,
             now,
             zone: &self.context.zone,
         };

@@ -22,6 +22,7 @@ use crate::kind::Kind;
 use crate::leader::{Election, Standing};
 use crate::metrics::Metrics;
 use crate::reconcile::Context;
+use crate::resolver::Resolver;
 use crate::watch::{self as watching, Concerned, Everybody, Experiments};
 
 /// What `chaos-operator run` takes.
@@ -129,6 +130,7 @@ async fn lead(
         agents,
         events: Publisher::start(client.clone(), Arc::clone(&metrics)),
         metrics,
+        resolver: Resolver::default(),
         zone: TimeZone::system(),
     };
     let stores = async {

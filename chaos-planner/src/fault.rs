@@ -1,9 +1,11 @@
 //! What somebody asked of this node, in the node's own words.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Unique and stable for one record of one experiment's round.
@@ -103,12 +105,101 @@ pub struct NetworkEffect {
     pub ingress: bool,
     /// Device inside the target's network namespace; `None` is the default of the target.
     pub device: Option<String>,
-    /// Only those to or from these addresses; `None` is every packet.
-    pub peers: Option<Vec<IpAddr>>,
+    /// Only those to or from these; `None` is every packet.
+    pub peers: Option<Vec<Peer>>,
     /// Partition: the sender is told.
     pub drop: bool,
     /// Parts per million lost; the sender is not told.
     pub loss_ppm: Option<u32>,
     /// Wait before sending.
     pub delay: Option<Duration>,
+}
+
+/// Whom the target talks to: an address, which is a network of one, or a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Peer {
+    /// Without bits behind its prefix, and IPv4 where it is IPv4-mapped IPv6.
+    net: IpNet,
+    /// Only packets with this destination port, whichever way they go.
+    port: Option<u16>,
+}
+
+impl Peer {
+    /// Brings the network into its one form.
+    #[must_use]
+    pub fn new(net: IpNet, port: Option<u16>) -> Self {
+        let net = match net {
+            IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
+                Some(v4) => IpNet::new(IpAddr::V4(v4), v6.prefix_len() - 96).unwrap_or(net),
+                None => net,
+            },
+            _ => net,
+        };
+        Self {
+            net: net.trunc(),
+            port,
+        }
+    }
+
+    /// Its network.
+    #[must_use]
+    pub const fn net(&self) -> IpNet {
+        self.net
+    }
+
+    /// Its port.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// The address if it is a single one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        (self.net.prefix_len() == self.net.max_prefix_len()).then(|| self.net.addr())
+    }
+
+    /// Address and prefix length in the space of IPv6, where IPv4 is IPv4-mapped (RFC 4291,
+    /// section 2.5.5.2).
+    #[must_use]
+    pub fn mapped(&self) -> (Ipv6Addr, u8) {
+        match self.net {
+            IpNet::V4(v4) => (v4.addr().to_ipv6_mapped(), 96 + v4.prefix_len()),
+            IpNet::V6(v6) => (v6.addr(), v6.prefix_len()),
+        }
+    }
+}
+
+/// As `externalTargets` are written.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address(), self.port) {
+            (Some(IpAddr::V6(v6)), Some(_)) => write!(f, "[{v6}]")?,
+            (Some(address), _) => write!(f, "{address}")?,
+            (None, _) => write!(f, "{}", self.net)?,
+        }
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        Self::new(address.into(), None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_one_form() {
+        let peer = |net: &str| Peer::new(net.parse().expect("a network"), None);
+        assert_eq!(peer("10.1.2.3/8"), peer("10.0.0.0/8"));
+        assert_eq!(peer("::ffff:10.0.0.0/104"), peer("10.0.0.0/8"));
+        assert_eq!(peer("10.0.0.1/32").address(), "10.0.0.1".parse().ok());
+        assert_eq!(peer("10.0.0.0/8").address(), None);
+        assert_eq!(peer("10.0.0.0/8").mapped().1, 104);
+        assert_eq!(peer("::/0").mapped(), (Ipv6Addr::UNSPECIFIED, 0));
+    }
 }

@@ -168,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fault::{Lifetime, Mode, NetworkEffect, Sample, TargetRef};
+    use crate::fault::{Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -196,7 +196,7 @@ mod tests {
 
     fn peers(mut fault: Fault, peers: Option<Vec<IpAddr>>) -> Fault {
         let Effect::Network(network) = &mut fault.effect;
-        network.peers = peers;
+        network.peers = peers.map(|peers| peers.into_iter().map(Peer::from).collect());
         fault
     }
 

@@ -3,7 +3,8 @@
 
 mod session;
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -282,10 +283,7 @@ fn read(path: &Path) -> anyhow::Result<Result<Vec<NetworkChaos>, Vec<String>>> {
     let limit = MAX_BYTES as u64 + 1;
     let name = path.display().to_string();
     let read = if name == "-" {
-        std::io::stdin()
-            .lock()
-            .take(limit)
-            .read_to_string(&mut text)
+        io::stdin().lock().take(limit).read_to_string(&mut text)
     } else {
         let file = std::fs::File::open(path).with_context(|| format!("failed to open {name}"))?;
         file.take(limit).read_to_string(&mut text)
@@ -334,10 +332,16 @@ fn faults(
             let id = format!("local/{}.{started}/{index}/{name}", std::process::id());
             let target = TargetRef::Cgroup(cgroup.clone());
             let record = cgroup.display().to_string();
-            local::fault(chaos, id, file_stem, &record, target)
+            local::fault(chaos, id, file_stem, &record, target, &addresses_of)
                 .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))
         })
         .collect()
+}
+
+/// As this host resolves names, with its own files and servers.
+fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
+    let found = (name, 0).to_socket_addrs()?;
+    Ok(found.map(|address| address.ip()).collect())
 }
 
 fn notes(

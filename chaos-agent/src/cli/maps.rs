@@ -18,7 +18,7 @@ use crate::kernel::maps::{self, Pinned};
 use decode::Row;
 
 /// What each map is for, in the order of [`maps::NAMES`].
-const MEANING: [(&str, &str); 8] = [
+const MEANING: [(&str, &str); 9] = [
     (
         "CONTROL",
         "words that every program reads first: armed, halted",
@@ -35,7 +35,8 @@ const MEANING: [(&str, &str); 8] = [
         "SEQUENCES",
         "per rule: number of the next packet to draw for",
     ),
-    ("PEERS", "addresses that rules are limited to"),
+    ("PEERS", "addresses, and ports, that rules are limited to"),
+    ("NETS", "networks that rules are limited to"),
     (
         "DEPTHS",
         "levels below the root at which target cgroups sit",

@@ -10,8 +10,9 @@ use chaos_planner::capabilities::{Capabilities, Mechanism};
 use chaos_planner::choose::choose;
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 
-use super::rules::{cgroup_device, kernel_rule, peer_key};
-use super::{ArmError, Armed, ArmedRule, Executor, Load, MechanismName, Place};
+use super::peers::Entries;
+use super::rules::{cgroup_device, kernel_rule};
+use super::{ArmError, Armed, ArmedRule, Executor, Load, MechanismName, Place, entries};
 use crate::kernel::clock;
 use crate::kernel::netlink::Netlink;
 use crate::mechanism::tc_egress::TcEgress;
@@ -150,9 +151,7 @@ impl Executor {
                 self.devices.attach(rule.key, netlink, effect.delay)?;
             }
         }
-        for peer in effect.peers.iter().flatten() {
-            self.maps.insert_peer(peer_key(armed.peer_set, *peer))?;
-        }
+        self.insert_peers(&Entries::default(), &entries(armed))?;
         self.tell_depths(load)?;
         for rule in &armed.rules {
             self.maps.reset_counters(rule.id)?;

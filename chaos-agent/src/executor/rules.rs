@@ -1,9 +1,7 @@
 //! What the kernel is told: a rule from a fault, a target's list, a peer's key. No map is touched
 //! here.
 
-use std::net::IpAddr;
-
-use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag};
+use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, threshold_ppm};
 use chaos_planner::fault::{Mode, NetworkEffect, TargetRef};
 
@@ -34,8 +32,11 @@ pub(super) fn kernel_rule(
             made
         }
     };
-    if effect.peers.is_some() {
+    if let Some(peers) = &effect.peers {
         made.flags |= flag::PEERS;
+        if peers.iter().any(|peer| peer.address().is_none()) {
+            made.flags |= flag::NETS;
+        }
     }
     if armed.fault.mode == Mode::Observe {
         made.flags |= flag::OBSERVE;
@@ -65,14 +66,6 @@ pub(super) fn retain(target: &mut Target, keep: impl Fn(&RuleRef) -> bool) -> bo
         *place = *kept;
     }
     target.rules != old
-}
-
-pub(super) fn peer_key(set: u32, peer: IpAddr) -> PeerKey {
-    let addr = match peer {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    PeerKey { set, addr }
 }
 
 /// The device that a partition is limited to: as named; eth0 of a pod that has one; else any.
@@ -117,12 +110,5 @@ mod tests {
             !retain(&mut target, |r| r.id != 2),
             "nothing to remove any more"
         );
-    }
-
-    #[test]
-    fn both_spellings_of_an_ipv4_peer_have_one_key() {
-        let plain = "10.0.0.1".parse().expect("an address");
-        let mapped = "::ffff:10.0.0.1".parse().expect("an address");
-        assert_eq!(peer_key(4, plain), peer_key(4, mapped));
     }
 }

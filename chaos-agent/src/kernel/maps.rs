@@ -5,11 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use chaos_abi::ABI;
 use chaos_abi::control;
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{PeerKey, Rule, Target};
+use chaos_abi::network::{Net, NetKey, PeerKey, Rule, Target};
 
 /// Lets aya read and write a type of chaos-abi.
 #[repr(transparent)]
@@ -59,18 +60,20 @@ pub struct Pinned {
     counters: PerCpuArray<MapData, Plain<Counters>>,
     sequences: Array<MapData, u64>,
     peers: HashMap<MapData, Plain<PeerKey>, u8>,
+    nets: LpmTrie<MapData, Plain<NetKey>, Plain<Net>>,
     depths: Array<MapData, u32>,
     cgroup_targets: HashMap<MapData, u64, Plain<Target>>,
     device_targets: HashMap<MapData, u64, Plain<Target>>,
 }
 
 /// Names of the maps, as they are pinned.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "CONTROL",
     "RULES",
     "COUNTERS",
     "SEQUENCES",
     "PEERS",
+    "NETS",
     "DEPTHS",
     "CGROUP_TARGETS",
     "DEVICE_TARGETS",
@@ -92,9 +95,10 @@ impl Pinned {
             counters: typed(&directory, NAMES[2], Map::PerCpuArray)?,
             sequences: typed(&directory, NAMES[3], Map::Array)?,
             peers: typed(&directory, NAMES[4], Map::HashMap)?,
-            depths: typed(&directory, NAMES[5], Map::Array)?,
-            cgroup_targets: typed(&directory, NAMES[6], Map::HashMap)?,
-            device_targets: typed(&directory, NAMES[7], Map::HashMap)?,
+            nets: typed(&directory, NAMES[5], Map::LpmTrie)?,
+            depths: typed(&directory, NAMES[6], Map::Array)?,
+            cgroup_targets: typed(&directory, NAMES[7], Map::HashMap)?,
+            device_targets: typed(&directory, NAMES[8], Map::HashMap)?,
         })
     }
 
@@ -184,15 +188,15 @@ impl Pinned {
         self.sequences.get(&id, 0)
     }
 
-    /// Adds an address to a set.
+    /// Adds an address, or a port, to a set, or says otherwise of it (see [`chaos_abi::network::ports`]).
     ///
     /// # Errors
     /// What the kernel answers, E2BIG when `PEERS` is full.
-    pub fn insert_peer(&mut self, key: PeerKey) -> Result<(), MapError> {
-        self.peers.insert(Plain(key), 1, 0)
+    pub fn set_peer(&mut self, key: PeerKey, what: u8) -> Result<(), MapError> {
+        self.peers.insert(Plain(key), what, 0)
     }
 
-    /// Removes an address from a set; absent is success.
+    /// Removes an address, or a port, from a set; absent is success.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -200,7 +204,35 @@ impl Pinned {
         absent_is_fine(self.peers.remove(&Plain(key)))
     }
 
-    /// All addresses of all sets.
+    /// Adds a network of `prefix` bits to a set, or says otherwise of it.
+    ///
+    /// # Errors
+    /// What the kernel answers, ENOSPC when `NETS` is full.
+    pub fn set_net(&mut self, prefix: u32, key: NetKey, net: Net) -> Result<(), MapError> {
+        self.nets.insert(&net_key(prefix, key), Plain(net), 0)
+    }
+
+    /// Removes a network from a set; absent is success.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn remove_net(&mut self, prefix: u32, key: NetKey) -> Result<(), MapError> {
+        absent_is_fine(self.nets.remove(&net_key(prefix, key)))
+    }
+
+    /// All networks of all sets, with the bits of their prefixes.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn nets(&self) -> Result<Vec<(u32, NetKey, Net)>, MapError> {
+        let entry = |entry: Result<(Key<Plain<NetKey>>, Plain<Net>), MapError>| {
+            let (key, Plain(net)) = entry?;
+            Ok((key.prefix_len() - NetKey::EXACT, key.data().0, net))
+        };
+        self.nets.iter().map(entry).collect()
+    }
+
+    /// All addresses and ports of all sets.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -288,6 +320,10 @@ impl Pinned {
             TargetKind::Device => &mut self.device_targets,
         }
     }
+}
+
+fn net_key(prefix: u32, key: NetKey) -> Key<Plain<NetKey>> {
+    Key::new(NetKey::EXACT + prefix, Plain(key))
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -43,6 +45,13 @@ fn with_network(change: impl FnOnce(&mut proto::NetworkEffect)) -> proto::Fault 
         };
         change(network);
     })
+}
+
+fn peer_of(net: &str, port: u32) -> proto::Peer {
+    proto::Peer {
+        net: net.to_owned(),
+        port,
+    }
 }
 
 fn with_target(target: proto::target::Target) -> proto::Fault {
@@ -128,22 +137,29 @@ fn what_makes_no_sense_is_refused_with_field_value_and_rule() {
             "network.device: ../eth0: must be",
         ),
         (
-            with_network(|n| n.peers.push("10.0.0.1".to_owned())),
+            with_network(|n| n.peers.push(peer_of("10.0.0.1", 0))),
             "network.all_peers: true",
         ),
         (
             with_network(|n| {
                 n.all_peers = false;
-                n.peers.push("example.com".to_owned());
+                n.peers.push(peer_of("example.com", 0));
             }),
             "network.peers: example.com: must be an IPv4 or IPv6 address",
         ),
         (
             with_network(|n| {
                 n.all_peers = false;
-                n.peers = vec!["10.0.0.1".to_owned(); MAX_PEERS + 1];
+                n.peers.push(peer_of("10.0.0.0/8", 65_536));
             }),
-            "network.peers: 65537 addresses: must be at most 65536",
+            "network.peers: 10.0.0.0/8: port 65536: must be at most 65535",
+        ),
+        (
+            with_network(|n| {
+                n.all_peers = false;
+                n.peers = vec![peer_of("10.0.0.1", 0); MAX_PEERS + 1];
+            }),
+            "network.peers: 65537 peers: must be at most 65536",
         ),
     ];
     for (message, expected) in table {
@@ -201,15 +217,16 @@ fn no_peer_is_not_every_peer() {
     assert_eq!(peers(with_network(|n| n.all_peers = false)), Some(vec![]));
     let twice = with_network(|n| {
         n.all_peers = false;
-        n.peers = ["fd00::2", "10.0.0.7", "::ffff:10.0.0.7"]
-            .map(str::to_owned)
+        n.peers = ["fd00::2", "10.0.0.7", "::ffff:10.0.0.7", "10.0.0.9/8"]
+            .map(|net| peer_of(net, 0))
             .into();
     });
     assert_eq!(
         peers(twice),
         Some(vec![
-            "10.0.0.7".parse().unwrap(),
-            "fd00::2".parse().unwrap()
+            Peer::new("10.0.0.0/8".parse().unwrap(), None),
+            Peer::new("10.0.0.7/32".parse().unwrap(), None),
+            Peer::new("fd00::2/128".parse().unwrap(), None),
         ]),
         "sorted, each once, mapped addresses as IPv4"
     );
@@ -241,14 +258,20 @@ prop_compose! {
         loss_ppm in proptest::option::of(0..=1_000_000u32),
         delay in proptest::option::of(0..u64::MAX),
         device in proptest::option::of("[a-z][a-z0-9.]{0,14}"),
-        peers in proptest::option::of(proptest::collection::btree_set(any::<u32>(), 0..4)),
+        peers in proptest::option::of(proptest::collection::btree_set(
+            (any::<u32>(), 0..=32u8, proptest::option::of(1..=u16::MAX)), 0..4)),
     ) -> NetworkEffect {
         let shaped = loss_ppm.is_some() || delay.is_some();
         NetworkEffect {
             egress: true,
             ingress: ingress && !shaped,
             device,
-            peers: peers.map(|set| set.into_iter().map(|v4| IpAddr::V4(v4.into())).collect()),
+            peers: peers.map(|set| {
+                let peer = |(v4, length, port): (u32, u8, Option<u16>)| {
+                    Peer::new(IpNet::new(IpAddr::V4(v4.into()), length).unwrap(), port)
+                };
+                set.into_iter().map(peer).collect::<BTreeSet<_>>().into_iter().collect()
+            }),
             drop: drop || !shaped,
             loss_ppm,
             delay: delay.map(Duration::from_nanos),
@@ -318,7 +341,7 @@ proptest! {
                 proto::PodTarget { uid, ..Default::default() })) }),
             effect: Some(proto::fault::Effect::Network(proto::NetworkEffect {
                 egress: flags & 1 != 0, ingress: flags & 2 != 0, all_peers: flags & 4 != 0,
-                drop: flags & 8 != 0, device, peers: vec![peer], loss_ppm: loss, delay_ns: ms,
+                drop: flags & 8 != 0, device, peers: vec![peer_of(&peer, flags.into())], loss_ppm: loss, delay_ns: ms,
             })),
             ..good()
         };

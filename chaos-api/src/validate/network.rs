@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::external::External;
 use crate::v1alpha1::{Direction, NetworkAction, NetworkChaosSpec};
 use crate::validate::{Errors, NOT_SET, lifecycle, selector};
 use crate::{duration, percent};
@@ -23,6 +24,7 @@ pub(super) fn check(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
         &format!("{at}.targetDevice"),
         errors,
     );
+    check_external_targets(spec, at, errors);
     check_direction(spec, at, errors);
     check_action(spec, at, errors);
     check_delay(spec, at, errors);
@@ -76,6 +78,20 @@ fn check_action(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
             format!("action {action} needs this block"),
             format!("set {at}.{action}, or use action netem for the blocks that are set"),
         );
+    }
+}
+
+fn check_external_targets(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
+    for (index, text) in spec.external_targets.iter().enumerate() {
+        if let Err(rule) = External::parse(text) {
+            errors.add(
+                format!("{at}.externalTargets[{index}]"),
+                text,
+                rule.to_string(),
+                "write it like 10.0.0.1, 10.0.0.0/8, fd00::1 or example.com, and a port like \
+                 10.0.0.1:80 or [fd00::1]:80",
+            );
+        }
     }
 }
 

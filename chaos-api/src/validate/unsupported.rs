@@ -114,14 +114,6 @@ pub const NETWORK_GAPS: &[Gap] = &[
         advice: "remove it; loss without correlation is built",
     },
     Gap {
-        field: "externalTargets",
-        asked: |spec| (!spec.external_targets.is_empty()).then(|| spec.external_targets.join(", ")),
-        cel: "has(self.externalTargets) && size(self.externalTargets) > 0",
-        cel_value: "self.externalTargets[0]",
-        rule: "targets outside the cluster are not built yet",
-        advice: "remove them, and select pods by target, or leave target out for all packets",
-    },
-    Gap {
         field: "targetDevice",
         asked: |spec| not_empty(spec.target_device.as_ref()),
         cel: "has(self.targetDevice) && self.targetDevice != ''",

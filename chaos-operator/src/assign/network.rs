@@ -10,24 +10,29 @@
 //! | delay, loss | both | egress to targets | egress to sources |
 //!
 //! Without a target the sources' packets to and from everybody are meant. A target without any pod
-//! is not the same as no target: then there is nothing to do.
+//! is not the same as no target: then there is nothing to do. `externalTargets` are further peers of
+//! the sources, beside the target or without one.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use chaos_api::external::{External, Host};
 use chaos_api::percent;
 use chaos_api::v1alpha1::names::SELECTOR_KEY_SOURCE;
 use chaos_api::v1alpha1::{Direction, NetworkAction, NetworkChaos, NetworkChaosSpec};
-use chaos_proto::agent::NetworkEffect;
 use chaos_proto::agent::fault::Effect;
+use chaos_proto::agent::{NetworkEffect, Peer};
+use ipnet::IpNet;
 
 use crate::assign::{Assigned, Request, Share, fault, live_pod, nanos};
 use crate::cluster::{is_completed, pod_ips};
 use crate::kind::Kind;
+use crate::names::Names;
 
 const SELF_ONLY: &str =
     "the pod is its own only peer, and what it sends to itself passes no network device";
 const NO_ADDRESS: &str = "no pod of the other side has an address yet";
+const NOT_RESOLVED: &str = "no name of externalTargets has been resolved yet";
 
 /// What each record of a NetworkChaos has to have. The spec has been defaulted and validated.
 #[must_use]
@@ -42,6 +47,23 @@ pub fn assign(chaos: &NetworkChaos, request: &Request<'_>) -> Vec<Assigned> {
             share: share(chaos, request, &sides, selector_key, id).unwrap_or_else(|other| other),
         })
         .collect()
+}
+
+/// The host names among its external targets.
+#[must_use]
+pub fn host_names(chaos: &NetworkChaos) -> BTreeSet<String> {
+    let names = externals(&chaos.spec).filter_map(|one| match one.host {
+        Host::Name(name) => Some(name),
+        Host::Net(_) => None,
+    });
+    names.collect()
+}
+
+/// Those that can be read: the others were refused before.
+fn externals(spec: &NetworkChaosSpec) -> impl Iterator<Item = External> {
+    spec.external_targets
+        .iter()
+        .flat_map(|text| External::parse(text))
 }
 
 /// Both sides.
@@ -101,10 +123,30 @@ fn share(
         return Ok(Share::Nothing);
     };
     let own = pod_ips(pod);
-    let peers = match sides.opposite(is_source) {
-        None => None,
-        Some(others) => Some(peers(chaos, sides, others, is_source, id, &own)?),
+    let outside = if is_source {
+        outside(&chaos.spec, request.names)
+    } else {
+        Outside::default()
     };
+    let peers = match sides.opposite(is_source) {
+        None if outside.is_named => Some(BTreeSet::new()),
+        None => None,
+        Some(others) => match peers(chaos, sides, others, is_source, id, &own) {
+            Ok(inside) => Some(inside),
+            // Then it is only about those outside.
+            Err(Share::Waiting(_) | Share::NoEffect(_)) if outside.is_named => {
+                Some(BTreeSet::new())
+            }
+            Err(other) => return Err(other),
+        },
+    };
+    let peers = peers.map(|inside| {
+        let inside = inside.into_iter().map(|ip| (IpNet::from(ip), None));
+        inside.chain(outside.peers).collect::<BTreeSet<_>>()
+    });
+    if peers.as_ref().is_some_and(BTreeSet::is_empty) {
+        return Err(Share::Waiting(NOT_RESOLVED));
+    }
     let mut fault = fault(
         NetworkChaos::NAME,
         &chaos.spec.lifecycle,
@@ -120,7 +162,37 @@ fn share(
     })
 }
 
-/// The addresses that a record's packets are compared with.
+/// Whom `externalTargets` name.
+#[derive(Default)]
+struct Outside {
+    /// There are any.
+    is_named: bool,
+    /// Those that are known, with their ports.
+    peers: BTreeSet<(IpNet, Option<u16>)>,
+}
+
+fn outside(spec: &NetworkChaosSpec, names: &Names) -> Outside {
+    let mut outside = Outside {
+        is_named: !spec.external_targets.is_empty(),
+        ..Outside::default()
+    };
+    for External { host, port } in externals(spec) {
+        match host {
+            Host::Net(net) => {
+                outside.peers.insert((net, port));
+            }
+            Host::Name(name) => {
+                let addresses = names.addresses(&name).into_iter().flatten();
+                outside
+                    .peers
+                    .extend(addresses.map(|ip| (IpNet::from(*ip), port)));
+            }
+        }
+    }
+    outside
+}
+
+/// The addresses of pods that a record's packets are compared with.
 fn peers(
     chaos: &NetworkChaos,
     sides: &Sides,
@@ -188,7 +260,11 @@ impl Ways {
     }
 }
 
-fn effect(spec: &NetworkChaosSpec, ways: Ways, peers: Option<BTreeSet<IpAddr>>) -> NetworkEffect {
+fn effect(
+    spec: &NetworkChaosSpec,
+    ways: Ways,
+    peers: Option<BTreeSet<(IpNet, Option<u16>)>>,
+) -> NetworkEffect {
     let shaping = spec.action != NetworkAction::Partition;
     let loss = spec.loss.as_ref().filter(|_| shaping);
     let delay = spec.delay.as_ref().filter(|_| shaping);
@@ -197,12 +273,23 @@ fn effect(spec: &NetworkChaosSpec, ways: Ways, peers: Option<BTreeSet<IpAddr>>) 
         ingress: ways.ingress,
         device: spec.device.clone().unwrap_or_default(),
         all_peers: peers.is_none(),
-        peers: peers.iter().flatten().map(ToString::to_string).collect(),
+        peers: peers.iter().flatten().map(peer).collect(),
         drop: !shaping,
         loss_ppm: loss.and_then(|block| percent::parse_ppm(&block.loss).ok()),
         delay_ns: delay
             .and_then(|block| nanos(&block.latency))
             .filter(|latency| *latency > 0),
+    }
+}
+
+fn peer((net, port): &(IpNet, Option<u16>)) -> Peer {
+    Peer {
+        net: if net.prefix_len() == net.max_prefix_len() {
+            net.addr().to_string()
+        } else {
+            net.to_string()
+        },
+        port: port.map_or(0, u32::from),
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) struct Bench {
     pub(super) view: View,
     pub(super) kept: Kept,
     pub(super) now: Timestamp,
+    pub(super) names: Names,
     pub(super) step: Option<Step>,
     generation: u64,
     armed: BTreeMap<String, Timestamp>,
@@ -78,11 +79,13 @@ impl Bench {
             step: None,
             generation: 0,
             armed: BTreeMap::new(),
+            names: Names::default(),
         }
     }
 
     pub(super) fn look(&mut self) -> &Step {
         let around = Surrounding {
+            names: &self.names,
             cluster: &self.cluster,
             view: &self.view,
             now: self.now,

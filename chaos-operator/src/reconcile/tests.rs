@@ -99,6 +99,7 @@ impl Bench {
         let metrics = Arc::new(Metrics::default());
         let pods = [pod("shop/web-1").label("app", "web").ips(&["10.0.0.1"])];
         let context = Context {
+            resolver: Resolver::default(),
             client: client.clone(),
             cluster: Arc::new(RwLock::new(cluster(pods))),
             agents: agents.clone(),

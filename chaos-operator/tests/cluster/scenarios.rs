@@ -179,7 +179,7 @@ fn peers(agent: &State, record: &str) -> Vec<String> {
     let mut held = agent.faults.values();
     let held = held.find(|held| held.fault.record == record);
     match held.and_then(|held| held.fault.effect.clone()) {
-        Some(Effect::Network(effect)) => effect.peers,
+        Some(Effect::Network(effect)) => effect.peers.into_iter().map(|peer| peer.net).collect(),
         None => Vec::new(),
     }
 }

@@ -2,3 +2,4 @@
 
 mod deadline;
 mod packets;
+mod peers;

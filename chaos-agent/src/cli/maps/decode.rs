@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use anyhow::bail;
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{Rule, Target, flag};
+use chaos_abi::network::{Rule, Target, flag, ports};
 use chaos_abi::sample::{ALWAYS, Threshold};
 use chaos_abi::{RULES_PER_TARGET, control};
 use serde_json::{Value, json};
@@ -54,10 +54,27 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
             .peers()?
             .into_iter()
             .map(|key| {
-                let address = Ipv6Addr::from(key.addr).to_canonical();
                 vec![
                     ("set", json!(key.set)),
-                    ("address", json!(address.to_string())),
+                    ("peer", json!(prefix(key.addr, key.prefix))),
+                    ("port", json!((key.port != 0).then_some(key.port))),
+                ]
+            })
+            .collect(),
+        "NETS" => maps
+            .nets()?
+            .into_iter()
+            .map(|(bits, key, net)| {
+                let bits = u16::try_from(bits).unwrap_or(u16::MAX);
+                let ports = if net.ports == u16::from(ports::ALL) {
+                    "all"
+                } else {
+                    "see PEERS"
+                };
+                vec![
+                    ("set", json!(key.set)),
+                    ("net", json!(prefix(key.addr, bits))),
+                    ("ports", json!(ports)),
                 ]
             })
             .collect(),
@@ -70,6 +87,16 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
         "DEVICE_TARGETS" => targets(maps, TargetKind::Device, "slot")?,
         other => bail!("{other}: this version does not know the layout; use --raw"),
     })
+}
+
+/// An address, or a network, as people write it.
+fn prefix(addr: [u8; 16], bits: u16) -> String {
+    let addr = Ipv6Addr::from(addr);
+    match (addr.to_ipv4_mapped(), bits) {
+        (_, 128) => addr.to_canonical().to_string(),
+        (Some(v4), 96..) => format!("{v4}/{}", bits - 96),
+        _ => format!("{addr}/{bits}"),
+    }
 }
 
 /// `RULES` beside `COUNTERS`.
@@ -177,6 +204,7 @@ fn flags(bits: u32) -> String {
         (flag::EGRESS, "egress"),
         (flag::INGRESS, "ingress"),
         (flag::PEERS, "peers"),
+        (flag::NETS, "nets"),
         (flag::OBSERVE, "observe"),
         (flag::DROP, "drop"),
     ];

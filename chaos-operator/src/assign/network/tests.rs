@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cluster::Cluster;
 use crate::fixtures::{PodBuilder, UID, cluster, network_chaos, pod};
+use crate::names::Found;
 
 /// `a` to `d` on two nodes, the addresses 10.0.0.1 to 4.
 fn four() -> Cluster {
@@ -28,6 +29,15 @@ fn records(text: &str) -> Vec<(String, String)> {
     records
 }
 
+/// `db` is known, `nowhere` is not.
+fn names() -> Names {
+    let found = Found {
+        addresses: ["192.0.2.7".parse().unwrap(), "fd07::7".parse().unwrap()].into(),
+        error: None,
+    };
+    Names([("db".to_owned(), found)].into())
+}
+
 fn assigned(spec: &str, pairs: &str, cluster: &Cluster) -> Vec<Assigned> {
     let chaos = network_chaos(spec);
     let records = records(pairs);
@@ -38,6 +48,7 @@ fn assigned(spec: &str, pairs: &str, cluster: &Cluster) -> Vec<Assigned> {
         round: 3,
         records: &records,
         cluster,
+        names: &names(),
     };
     assign(&chaos, &request)
 }
@@ -67,8 +78,12 @@ fn shown(assigned: &[Assigned]) -> String {
                     let peers = if effect.all_peers {
                         "*".to_owned()
                     } else {
-                        let last = |ip: &String| ip.rsplit('.').next().unwrap().to_owned();
-                        effect.peers.iter().map(last).collect::<Vec<_>>().join(",")
+                        effect
+                            .peers
+                            .iter()
+                            .map(shown_peer)
+                            .collect::<Vec<_>>()
+                            .join(",")
                     };
                     format!("{ways}{{{peers}}}")
                 }
@@ -77,6 +92,15 @@ fn shown(assigned: &[Assigned]) -> String {
         })
         .collect();
     words.join(" ")
+}
+
+/// Of an address of our pods the last part; else all of it.
+fn shown_peer(peer: &Peer) -> String {
+    let net = peer.net.strip_prefix("10.0.0.").unwrap_or(&peer.net);
+    match peer.port {
+        0 => net.to_owned(),
+        port => format!("{net}:{port}"),
+    }
 }
 
 #[track_caller]
@@ -108,6 +132,35 @@ fn partition_drops_at_both_ends() {
         "to",
         "a b > c d",
         "a:egress{3,4} b:egress{3,4} c':ingress{1,2} d':ingress{1,2}",
+    );
+}
+
+#[test]
+fn external_targets_are_peers_of_the_sources() {
+    let of = |external: &str, target: &str, pairs: &str| {
+        let spec = format!(
+            "{{action: partition, mode: all, selector: {{}}, direction: both, {target} \
+             externalTargets: [{external}]}}"
+        );
+        shown(&assigned(&spec, pairs, &four()))
+    };
+    let target = "target: {mode: all, selector: {}},";
+    assert_eq!(
+        of("'192.0.2.0/24:80', db", "", "a"),
+        "a:both{192.0.2.0/24:80,192.0.2.7,fd07::7}"
+    );
+    assert_eq!(
+        of("'db:5432'", target, "a > c"),
+        "a:both{3,192.0.2.7:5432,fd07::7:5432} c':both{1}"
+    );
+    // One that is not resolved is left out; when nothing else is left, it is waited for.
+    assert_eq!(of("nowhere, db", "", "a"), "a:both{192.0.2.7,fd07::7}");
+    assert_eq!(of("nowhere", "", "a"), "a:waiting");
+    // A target that is empty, or the source itself, is no peer; those outside still are.
+    assert_eq!(of("db", target, "a >"), "a:both{192.0.2.7,fd07::7}");
+    assert_eq!(
+        of("db", target, "a > a"),
+        "a:both{192.0.2.7,fd07::7} a':no-effect"
     );
 }
 
@@ -213,7 +266,8 @@ fn addresses_of_both_families_are_peers() {
     let Some(Effect::Network(effect)) = &fault.effect else {
         panic!("it is a network fault");
     };
-    assert_eq!(effect.peers, ["10.0.0.3", "fd00::3"]);
+    let nets: Vec<_> = effect.peers.iter().map(|peer| peer.net.as_str()).collect();
+    assert_eq!(nets, ["10.0.0.3", "fd00::3"]);
 }
 
 #[test]
@@ -300,7 +354,7 @@ proptest! {
             let Some(Effect::Network(effect)) = fault.effect else { continue };
             let own = one.id.as_bytes()[5] - b'a';
             for peer in &effect.peers {
-                let other: u8 = peer.rsplit('.').next().unwrap().parse::<u8>().unwrap() - 1;
+                let other: u8 = peer.net.rsplit('.').next().unwrap().parse::<u8>().unwrap() - 1;
                 if effect.egress {
                     sent.push((own, other));
                 }

@@ -200,3 +200,31 @@ fn pods_on_their_way_out_are_drawn_last() {
         assert_eq!(bench.ids(), ".web-2");
     }
 }
+
+#[test]
+fn a_name_that_cannot_be_resolved_is_told_once_and_its_old_addresses_stay() {
+    let spec = "{action: partition, mode: all, selector: {labelSelectors: {app: web}}, \
+                externalTargets: [db.example]}";
+    let mut bench = Bench::new(spec);
+    let found = |addresses: &[&str], error: Option<&str>| {
+        let found = crate::names::Found {
+            addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+            error: error.map(str::to_owned),
+        };
+        Names([("db.example".to_owned(), found)].into())
+    };
+    let told = |step: &Step| {
+        let failed = |notice: &&Notice| notice.message.contains("db.example");
+        step.notices.iter().filter(failed).count()
+    };
+    bench.names = found(&[], Some("no such name"));
+    let step = bench.look();
+    assert_eq!((told(step), step.faults.len()), (1, 0));
+    assert_eq!(told(bench.look()), 0, "once");
+    bench.names = found(&["192.0.2.7"], None);
+    let sent = bench.look().faults.clone();
+    assert_eq!(sent["n1"].len(), 2);
+    bench.names = found(&["192.0.2.7"], Some("no answer within 10 s"));
+    let step = bench.look();
+    assert_eq!((told(step), &step.faults), (1, &sent));
+}

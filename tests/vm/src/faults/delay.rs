@@ -39,7 +39,7 @@ fn a_delayed_packet_arrives_late_and_a_bystander_s_does_not() -> Result<()> {
             "d",
             &target,
             NetworkEffect {
-                peers: Some(vec![to]),
+                peers: Some(vec![to.into()]),
                 ..delay(100)
             },
         ))?;

@@ -40,7 +40,7 @@ fn a_seeded_loss_takes_the_packets_that_the_model_says() -> Result<()> {
             "l",
             &target,
             NetworkEffect {
-                peers: Some(vec![to]),
+                peers: Some(vec![to.into()]),
                 ..loss(300_000)
             },
         )))?;
@@ -117,7 +117,7 @@ fn a_sample_names_the_packets_that_are_lost() -> Result<()> {
         let mut fault = fault(&index.to_string(), &target, loss(1_000_000));
         fault.sample = sample;
         fault.effect = chaos_planner::fault::Effect::Network(NetworkEffect {
-            peers: Some(vec![Pair::B4]),
+            peers: Some(vec![Pair::B4.into()]),
             ..loss(1_000_000)
         });
         host.arm(fault)?;

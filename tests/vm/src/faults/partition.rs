@@ -122,7 +122,7 @@ fn only_the_named_peers_are_cut_off() -> Result<()> {
     let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
     let mut host = Host::open()?;
     let effect = NetworkEffect {
-        peers: Some(vec![Pair::B4]),
+        peers: Some(vec![Pair::B4.into()]),
         ..drop_egress()
     };
     host.arm(fault("p", &target, effect.clone()))?;
@@ -143,7 +143,7 @@ fn only_the_named_peers_are_cut_off() -> Result<()> {
         "p",
         &target,
         NetworkEffect {
-            peers: Some(vec![Pair::B6]),
+            peers: Some(vec![Pair::B6.into()]),
             ..effect
         },
     ));

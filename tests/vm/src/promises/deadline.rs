@@ -78,7 +78,7 @@ fn a_successor_adopts_what_its_predecessor_armed() -> Result<()> {
                 "p",
                 &target,
                 NetworkEffect {
-                    peers: Some(vec![Pair::B6]),
+                    peers: Some(vec![Pair::B6.into()]),
                     ..drop_egress()
                 },
             ),

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use chaos_abi::control;
-use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag, mapped};
+use chaos_abi::network::{PeerKey, Rule, RuleRef, Target, flag, mapped, ports};
 use chaos_abi::sample::{ALWAYS, Stream, draw};
 use chaos_agent::kernel::maps::{self, Pinned, TargetKind};
 use chaos_agent::kernel::objects;
@@ -30,7 +30,13 @@ fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
     let maps = &mut programs.maps;
     let peers = [Pair::B4, Pair::B6].map(octets);
     for addr in peers {
-        maps.insert_peer(PeerKey { set: 1, addr })?;
+        let key = PeerKey {
+            set: 1,
+            addr,
+            port: 0,
+            prefix: 128,
+        };
+        maps.set_peer(key, ports::ALL)?;
     }
     let rule = Rule {
         deadline_ns: u64::MAX,
