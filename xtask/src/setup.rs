@@ -7,6 +7,7 @@ pub(crate) mod bpf_linker;
 pub(crate) mod debs;
 pub(crate) mod kernels;
 pub(crate) mod kube;
+mod modules;
 pub(crate) mod rootfs;
 pub(crate) mod rust;
 

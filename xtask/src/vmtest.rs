@@ -4,7 +4,6 @@
 //! (`test.rs`).
 
 mod image;
-mod modules;
 mod outcome;
 
 use std::{

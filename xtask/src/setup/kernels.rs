@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use super::debs::Release;
+use super::{debs::Release, modules};
 use crate::{cache, step::Step};
 
 /// Changes when the same packages are unpacked differently.
@@ -70,6 +70,24 @@ impl Series {
             Self::V6_12 => "trixie",
             Self::V7 => "sid",
         }
+    }
+}
+
+impl Kernel {
+    /// The files of these modules and of all that they depend on, in the order to load them; those that
+    /// are built into the kernel have none.
+    ///
+    /// # Errors
+    /// If the kernel has no such module.
+    pub(crate) fn module_files(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+        let dep = self.modules.join("modules.dep");
+        let dep = fs::read_to_string(&dep)
+            .with_context(|| format!("failed to read {}", dep.display()))?;
+        // Newer packages have this list elsewhere; then every module has to be a file.
+        let builtin = fs::read_to_string(self.modules.join("modules.builtin")).unwrap_or_default();
+        let files = modules::in_load_order(&dep, &builtin, wanted)
+            .with_context(|| format!("Linux {}", self.release))?;
+        Ok(files.iter().map(|file| self.modules.join(file)).collect())
     }
 }
 

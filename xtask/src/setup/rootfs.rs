@@ -157,14 +157,11 @@ fn stage_one(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     archive.copy("bin/busybox", &root.join("usr/bin/busybox"))?;
     archive.symlink("bin/sh", "busybox");
     archive.file("init", 0o755, STAGE_ONE.as_bytes());
-    let index = fs::read_to_string(kernel.modules.join("modules.dep"))
-        .context("failed to read the kernel's modules.dep")?;
-    for (number, module) in load_order(&index, &BOOT_MODULES).iter().enumerate() {
-        let path = kernel.modules.join(module);
-        let content = if module.ends_with(".xz") {
+    for (number, path) in kernel.module_files(&BOOT_MODULES)?.iter().enumerate() {
+        let content = if path.extension().is_some_and(|extension| extension == "xz") {
             let output = Command::new("xz")
                 .arg("-dc")
-                .arg(&path)
+                .arg(path)
                 .output()
                 .context("failed to start xz")?;
             ensure!(
@@ -174,54 +171,10 @@ fn stage_one(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
             );
             output.stdout
         } else {
-            fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?
+            fs::read(path).with_context(|| format!("failed to read {}", path.display()))?
         };
         // The shell sorts what it expands: the number is the order.
         archive.file(&format!("modules/{number:02}.ko"), 0o644, &content);
     }
     Ok(archive.finish())
-}
-
-/// The files of `wanted` and all they depend on, each after what it needs. A name without a file is
-/// built into the kernel.
-fn load_order(modules_dep: &str, wanted: &[&str]) -> Vec<String> {
-    let mut order: Vec<String> = Vec::new();
-    for name in wanted {
-        let Some((file, needs)) = modules_dep.lines().find_map(|line| {
-            let (file, needs) = line.split_once(':')?;
-            let stem = file.rsplit('/').next()?.split('.').next()?;
-            (stem == *name).then_some((file, needs))
-        }) else {
-            continue;
-        };
-        // depmod writes the whole closure, what comes last must be loaded first.
-        for module in needs.split_whitespace().rev().chain([file]) {
-            if !order.iter().any(|known| known == module) {
-                order.push(module.to_owned());
-            }
-        }
-    }
-    order
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modules_load_after_what_they_need_and_once() {
-        let index = "kernel/a/virtio.ko.xz:\n\
-                     kernel/a/ring.ko.xz: kernel/a/virtio.ko.xz\n\
-                     kernel/b/virtio_blk.ko.xz: kernel/a/ring.ko.xz kernel/a/virtio.ko.xz\n\
-                     kernel/b/virtio_net.ko.xz: kernel/a/ring.ko.xz kernel/a/virtio.ko.xz\n";
-        assert_eq!(
-            load_order(index, &["virtio_blk", "ext4", "virtio_net"]),
-            [
-                "kernel/a/virtio.ko.xz",
-                "kernel/a/ring.ko.xz",
-                "kernel/b/virtio_blk.ko.xz",
-                "kernel/b/virtio_net.ko.xz"
-            ]
-        );
-    }
 }

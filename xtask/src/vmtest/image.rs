@@ -1,14 +1,10 @@
 //! The initramfs of a test VM: init, the runner, the agent and the modules. No shell.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use vm_tests::kernels::Kernels;
 
-use super::modules;
 use crate::{
     ebpf,
     initramfs::Initramfs,
@@ -71,15 +67,13 @@ pub(crate) fn pack(kernel: &Kernel, binaries: &Binaries) -> Result<Vec<u8>> {
     ] {
         archive.copy(path, &binaries.directory.join(binary))?;
     }
-    let dep = kernel.modules.join("modules.dep");
-    let dep = fs::read_to_string(&dep).with_context(|| format!("failed to read {dep:?}"))?;
-    // Newer packages have this list elsewhere; then every module has to be a file.
-    let builtin = fs::read_to_string(kernel.modules.join("modules.builtin")).unwrap_or_default();
     let wanted = Kernels::read().context("tests/vm/kernels.toml")?.modules;
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     let mut list = String::new();
-    for file in modules::in_load_order(&dep, &builtin, &wanted)? {
-        let name = file.rsplit('/').next().unwrap_or(file);
-        archive.copy(&format!("lib/modules/{name}"), &kernel.modules.join(file))?;
+    let files = kernel.module_files(&wanted);
+    for file in files.context("the modules of tests/vm/kernels.toml")? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        archive.copy(&format!("lib/modules/{name}"), &file)?;
         list.push_str(&format!("/lib/modules/{name}\n"));
     }
     archive.file("etc/modules", 0o644, list.as_bytes());

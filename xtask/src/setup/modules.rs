@@ -1,4 +1,4 @@
-//! Which modules go into a test VM, in the order to load them. Pure.
+//! Which modules of a kernel go into an initramfs, in the order to load them. Pure.
 
 use anyhow::{Context, Result, bail};
 
@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 ///
 /// # Errors
 /// If a module is neither in `dep` (the text of `modules.dep`) nor in `builtin`.
-pub(crate) fn in_load_order<'a>(
+pub(super) fn in_load_order<'a>(
     dep: &'a str,
     builtin: &str,
-    wanted: &[String],
+    wanted: &[&str],
 ) -> Result<Vec<&'a str>> {
     let mut order: Vec<&str> = Vec::new();
     for module in wanted {
@@ -22,7 +22,7 @@ pub(crate) fn in_load_order<'a>(
             if builtin.lines().any(|file| name(file) == canonical(module)) {
                 continue;
             }
-            bail!("module {module}: this kernel has none; see tests/vm/kernels.toml");
+            bail!("module {module}: this kernel has none; ask for another one");
         };
         let (file, needs) = line
             .split_once(':')
@@ -58,8 +58,7 @@ mod tests {
         kernel/net/c.ko.xz:\n";
 
     fn order(wanted: &[&str]) -> Result<Vec<&'static str>> {
-        let wanted: Vec<String> = wanted.iter().map(|w| (*w).to_owned()).collect();
-        in_load_order(DEP, "kernel/fs/fuse/fuse.ko\n", &wanted)
+        in_load_order(DEP, "kernel/fs/fuse/fuse.ko\n", wanted)
     }
 
     #[test]
