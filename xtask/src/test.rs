@@ -13,7 +13,7 @@ use std::{path::Path, process::ExitCode, time::Instant};
 use anyhow::Result;
 use vm_tests::report::Outcome;
 
-use crate::{cluster_tests, codegen, out::note, setup::rust, tidy, vmtest::TestResult};
+use crate::{cluster_tests, codegen, out::note, setup, tidy, vmtest::TestResult};
 
 /// What to test.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -28,6 +28,12 @@ pub(crate) struct Options {
     /// Take what the VM tests say as the new tests/vm/matrix.json, and write README.md's table
     #[arg(long)]
     bless: bool,
+}
+
+impl Options {
+    fn leaves_out(&self, stage: &str) -> bool {
+        self.without.iter().any(|name| name == stage)
+    }
 }
 
 /// What a stage gets.
@@ -93,17 +99,31 @@ const STAGES: &[Stage] = &[
     },
 ];
 
+/// The operator's tests among those of this stage run an API server, and skip themselves without one.
+const FIRST_WITH_KUBERNETES: &str = "unit";
+
 /// `cargo xtask test`.
 ///
 /// # Errors
-/// If cargo's components are not there, or the report cannot be written; failed tests are in the
+/// If something is missing that cannot be installed from here, or the report cannot be written; failed tests are in the
 /// exit code.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let only = options.only.as_deref().unwrap_or_default();
-    rust::ensure()?;
     let named = STAGES.iter().any(|stage| stage.name == only);
     let mut results = Vec::new();
     let mut times = Vec::new();
+    // What is missing is told now rather than in half an hour, and the longest part of it is made while
+    // the cheap stages run.
+    let mut building = if only.is_empty() {
+        setup::apt::ensure()?;
+        if !options.leaves_out("cluster") {
+            setup::rootfs::check_root()?;
+        }
+        Some(setup::kube::start(root)?)
+    } else {
+        None
+    };
+    setup::rust::ensure()?;
     for stage in STAGES {
         let chosen = only.is_empty()
             || if named {
@@ -114,10 +134,16 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         if !chosen {
             continue;
         }
-        if options.without.iter().any(|name| name == stage.name) {
+        if options.leaves_out(stage.name) {
             let reason = format!("left out by --without {}", stage.name);
             results.push(result(stage.name, Outcome::Skipped(reason), Instant::now()));
             continue;
+        }
+        if stage.name == FIRST_WITH_KUBERNETES
+            && let Some(Err(error)) = building.take().map(setup::kube::Building::wait)
+        {
+            let outcome = Outcome::Failed(format!("{error:#}"));
+            results.push(result("setup::kubernetes", outcome, Instant::now()));
         }
         let part = if named { "" } else { only };
         let context = Context {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::step;
 
 /// What is needed, and what for.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("build-essential", "linking Rust programs"),
     ("ca-certificates", "downloads by rustup, cargo and Go"),
     (
@@ -16,6 +16,10 @@ const PACKAGES: [(&str, &str); 12] = [
     ),
     ("e2fsprogs", "mke2fs: disk images"),
     ("git", "the hash of what is built"),
+    (
+        "iproute2",
+        "ip: the operator's tests have a network of their own",
+    ),
     ("kmod", "depmod: the modules of the test kernels"),
     ("mmdebstrap", "the root file system of the cluster's nodes"),
     ("musl-tools", "static binaries"),

@@ -50,13 +50,21 @@ pub(crate) struct Building {
 /// # Errors
 /// If there is something to build and no Go that could.
 pub(crate) fn start(root: &Path) -> Result<Building> {
-    if !cache::path("kube", &as_strs(&inputs(root)?))?.is_dir() {
+    if !is_built(root)? {
         check_go()?;
     }
     let root = root.to_owned();
     Ok(Building {
         thread: std::thread::spawn(move || ensure(&root)),
     })
+}
+
+/// Whether there is nothing to build.
+///
+/// # Errors
+/// If its sources or the cache cannot be found.
+pub(crate) fn is_built(root: &Path) -> Result<bool> {
+    Ok(cache::path("kube", &as_strs(&inputs(root)?))?.is_dir())
 }
 
 impl Building {
@@ -130,13 +138,23 @@ fn can_fetch_toolchains(version: &str) -> bool {
 }
 
 fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
+    let downloading = |line: &str| {
+        let what = line.strip_prefix("go: downloading ")?;
+        Some(format!("fetching {what}"))
+    };
+    // An older Go fetches the release that go.mod asks for, here and once.
+    step.progress("fetching Go");
+    step.run_watched(go(source).arg("version"), downloading)?;
     step.progress("fetching modules");
     let version =
         step::output(go(source).args(["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"]))?;
     let version = version.trim();
-    let packages = step::output(go(source).args(["list", "-deps", "."]))?
-        .lines()
-        .count();
+    let mut packages = 0;
+    step.run_watched(go(source).args(["list", "-deps", "."]), |line| {
+        let fetched = downloading(line);
+        packages += u32::from(fetched.is_none());
+        fetched
+    })?;
 
     let bin = entry.join("bin");
     fs::create_dir_all(&bin).context("failed to make a directory")?;
@@ -176,8 +194,7 @@ fn go(source: &Path) -> Command {
     command
         .args(["-n", "10", "go"])
         .current_dir(source)
-        // Static: the same file runs on this machine and on a node. An older Go fetches the
-        // release that go.mod asks for.
+        // Static: the same file runs on this machine and on a node.
         .env("CGO_ENABLED", "0")
         .env("GOTOOLCHAIN", "auto")
         .env_remove("GOFLAGS");

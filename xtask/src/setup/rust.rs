@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::step;
 
@@ -35,7 +35,8 @@ pub(crate) fn cargo() -> Command {
 /// If rustup is missing or cannot fetch a component.
 pub(crate) fn ensure() -> Result<()> {
     let installed =
-        step::output(Command::new("rustup").args(["component", "list", "--installed"]))?;
+        step::output(Command::new("rustup").args(["component", "list", "--installed"]))
+            .context("install Rust with rustup (https://rustup.rs): a distribution's own has no musl target and no rust-src")?;
     let missing = missing(&installed);
     if missing.is_empty() {
         return Ok(());
