@@ -22,11 +22,24 @@ impl Cluster {
     pub(crate) fn install(&self, root: &Path) -> Result<()> {
         step::step("install Faultline", |step| {
             let ran = step::output(self.in_namespace().arg("get").args(WORKLOADS)).is_ok();
-            step.run(
-                self.kubectl()
-                    .args(["apply", "--server-side", "-k"])
-                    .arg(root.join("deploy")),
-            )?;
+            let deploy = root.join("deploy");
+            let apply = |selector: &[&str]| {
+                let mut command = self.kubectl();
+                command.args(["apply", "--server-side", "-k"]).arg(&deploy);
+                step.run(command.args(selector))
+            };
+            if !ran {
+                // An agent that is there before its certificate waits much longer than that takes: the
+                // kubelet looks again after 1, 2, 4, … seconds.
+                apply(&["--selector", "app.kubernetes.io/name!=chaos-agent"])?;
+                let secret = "secret/faultline-agent-tls";
+                step.run(
+                    self.in_namespace()
+                        .args(["wait", "--for=create", PATIENCE, secret]),
+                )
+                .with_context(|| format!("there is no {secret}:\n{}", self.pods()))?;
+            }
+            apply(&[])?;
             if ran {
                 step.run(
                     self.in_namespace()
