@@ -326,6 +326,19 @@ impl Cluster {
         self.daemons.iter().try_for_each(Daemon::check)
     }
 
+    /// Whether a node died of its emulation, and not of what runs on it: QEMU lets a CPU run into a
+    /// breakpoint that another one has set for a moment to rewrite code (`BOOTS` in `vmtest.rs`).
+    pub(crate) fn has_node_that_qemu_broke(&self) -> bool {
+        self.nodes().iter().any(|name| {
+            let console = fs::read(self.console(name)).unwrap_or_default();
+            String::from_utf8_lossy(&console).contains("Oops: int3")
+        })
+    }
+
+    fn console(&self, node: &str) -> PathBuf {
+        self.state.join(format!("{node}.console"))
+    }
+
     fn remember(&mut self, daemon: Daemon) -> Result<()> {
         self.daemons.push(daemon);
         self.write()
@@ -355,7 +368,7 @@ impl Cluster {
 
     fn wait_for_node(&self, step: &Step, name: &str) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(180);
-        let console = self.state.join(format!("{name}.console"));
+        let console = self.console(name);
         loop {
             self.daemons.iter().try_for_each(Daemon::check)?;
             let ready = Command::output(

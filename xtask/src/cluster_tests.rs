@@ -11,9 +11,9 @@ mod network;
 mod node;
 mod refused;
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use vm_tests::report::Outcome;
 
 use self::bench::Bench;
@@ -51,6 +51,9 @@ const ALL: [&[Test]; 4] = [
     node::TESTS,
 ];
 
+/// How many times a cluster is made anew because QEMU broke a node of it.
+const NEW_CLUSTERS: u32 = 2;
+
 /// Runs those whose name contains what was asked for, in the cluster that runs or in a new one that
 /// is ended afterwards.
 ///
@@ -62,43 +65,68 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
         .flatten()
         .filter(|test| full_name(test).contains(context.only))
         .collect();
-    if chosen.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (cluster, is_ours) = match cluster::open(context.root) {
-        Ok(cluster) => {
-            note!("a cluster runs already: it is used, with the images of this tree");
-            cluster::deploy(context.root)?;
-            (cluster, false)
+    let mut results = Vec::new();
+    let mut clusters = 0;
+    while results.len() < chosen.len() {
+        let (cluster, is_ours) = cluster(context.root)?;
+        clusters += 1;
+        let ran = run_all(&cluster, &chosen, &mut results);
+        let again = clusters <= NEW_CLUSTERS && cluster.has_node_that_qemu_broke();
+        if is_ours || again {
+            cluster::down(context.root)?;
         }
-        Err(_) => {
-            let cluster = cluster::up(context.root, &cluster::Options::default(), &image::ALL)?;
-            cluster.install(context.root)?;
-            (cluster, true)
+        match ran {
+            Err(error) if again => note!("a new cluster, for QEMU broke a node: {error:#}"),
+            Err(error) => {
+                let outcome = Outcome::Failed(format!("{error:#}"));
+                results.push(result(
+                    "cluster::it_lives_until_the_end",
+                    outcome,
+                    Instant::now(),
+                ));
+                break;
+            }
+            Ok(()) => {}
         }
-    };
-    let results = run_all(&cluster, &chosen);
-    if is_ours {
-        cluster::down(context.root)?;
     }
-    results
+    Ok(results)
 }
 
-fn run_all(cluster: &Cluster, chosen: &[&Test]) -> Result<Vec<TestResult>> {
+/// The cluster that runs, or else a new one; and whether it is new. It has operator and agents of this
+/// tree.
+fn cluster(root: &Path) -> Result<(Cluster, bool)> {
+    if let Ok(cluster) = cluster::open(root) {
+        note!("a cluster runs already: it is used, with the images of this tree");
+        cluster::deploy(root)?;
+        return Ok((cluster, false));
+    }
+    let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
+    // They start while operator and agents do.
+    Lab::order(&cluster, bench::NAMESPACE, &bench::PODS)?;
+    cluster.install(root)?;
+    Ok((cluster, true))
+}
+
+/// Runs those that have no result yet.
+///
+/// # Errors
+/// If the cluster does not live until the end.
+fn run_all(cluster: &Cluster, chosen: &[&Test], results: &mut Vec<TestResult>) -> Result<()> {
     let lab = Lab::start(cluster, bench::NAMESPACE, &bench::PODS, true)?;
     let bench = Bench::new(&lab);
-    let mut results = Vec::new();
-    for test in chosen {
+    for test in chosen.iter().skip(results.len()) {
         let started = Instant::now();
         let done = step::step(test.name, |_| (test.run)(&bench));
-        let mut outcome = match done {
+        let outcome = match done.and_then(|()| bench.sweep()) {
             Ok(()) => Outcome::Passed,
-            Err(error) => Outcome::Failed(format!("{error:#}")),
+            Err(error) => {
+                cluster
+                    .check()
+                    .with_context(|| format!("{}: {error:#}", test.name))?;
+                bench.sweep()?;
+                Outcome::Failed(format!("{error:#}"))
+            }
         };
-        let swept = bench.sweep();
-        if let (Outcome::Passed, Err(left)) = (&outcome, swept) {
-            outcome = Outcome::Failed(format!("{left:#}"));
-        }
         results.push(result(&full_name(test), outcome, started));
     }
     let started = Instant::now();
@@ -112,8 +140,7 @@ fn run_all(cluster: &Cluster, chosen: &[&Test]) -> Result<Vec<TestResult>> {
         started,
     ));
     bench.tell_first_hits();
-    lab.end()?;
-    Ok(results)
+    lab.end()
 }
 
 fn full_name(test: &Test) -> String {

@@ -6,6 +6,7 @@
 
 pub(crate) mod chaos;
 pub(crate) mod clock;
+pub(crate) mod kernel;
 mod results;
 pub(crate) mod samples;
 
@@ -32,7 +33,10 @@ use crate::{
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How long a pod may take to start on an emulated node.
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(180);
+
+/// How long answers that are overdue are waited for, where the machine has other work to do.
+const OVERDUE_LIMIT: Duration = Duration::from_secs(8);
 
 /// Pods in a namespace of their own.
 #[derive(Debug)]
@@ -54,6 +58,27 @@ pub(crate) struct Pod {
 }
 
 impl<'a> Lab<'a> {
+    /// Asks for a pod for each `(name, labels)`, and waits for nothing: [`Lab::start`] finds them.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub(crate) fn order(
+        cluster: &'a Cluster,
+        namespace: &str,
+        pods: &[(&str, &[(&str, &str)])],
+    ) -> Result<()> {
+        Self::empty(cluster, namespace).create(pods)
+    }
+
+    fn empty(cluster: &'a Cluster, namespace: &str) -> Self {
+        Self {
+            cluster,
+            namespace: namespace.to_owned(),
+            pods: Vec::new(),
+            clocks: BTreeMap::new(),
+        }
+    }
+
     /// Starts a pod for each `(name, labels)`, or finds it, and lets each probe all others: by their
     /// first address, or with `all_addresses` by each.
     ///
@@ -66,12 +91,7 @@ impl<'a> Lab<'a> {
         all_addresses: bool,
     ) -> Result<Self> {
         step::step(&format!("pods in {namespace}"), |step| {
-            let mut lab = Self {
-                cluster,
-                namespace: namespace.to_owned(),
-                pods: Vec::new(),
-                clocks: BTreeMap::new(),
-            };
+            let mut lab = Self::empty(cluster, namespace);
             lab.create(pods)?;
             let names: Vec<&str> = pods.iter().map(|(name, _)| *name).collect();
             lab.pods = lab.wait(step, &names)?;
@@ -160,14 +180,23 @@ impl<'a> Lab<'a> {
         Ok(paths)
     }
 
-    /// As [`Lab::paths`], when all that was sent until `until` has been answered or is lost.
+    /// As [`Lab::paths`], when all that was sent until `until` has been answered or is lost. Answers
+    /// that a busy machine brings late are waited for as long as the last second before `until` lacks
+    /// some, which a fault that is over takes none from.
     ///
     /// # Errors
     /// As [`Lab::paths`].
     pub(crate) fn settled_paths(&self, since: u64, until: u64) -> Result<Vec<Path>> {
-        let ready = until + nanos(ANSWER_TIMEOUT) + nanos(Duration::from_millis(200));
-        sleep_until(ready);
-        self.paths(since)
+        let end = until.saturating_sub(nanos(Duration::from_secs(1)))..until;
+        let limit = until + nanos(ANSWER_TIMEOUT) + nanos(OVERDUE_LIMIT);
+        loop {
+            let asked = clock::now();
+            let paths = self.paths(since)?;
+            if asked > until && (samples::all_answered(&paths, &end) || asked > limit) {
+                return Ok(paths);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// How many datagrams of `from` have arrived at `at` and were answered, since it started.
@@ -204,11 +233,17 @@ impl<'a> Lab<'a> {
         let items: Vec<Value> = std::iter::once(namespace)
             .chain(pods.iter().map(|(name, labels)| pod_document(name, labels)))
             .collect();
-        for item in items {
-            let words = ["apply", "--filename", "-"];
-            must(self.feed(words, &item.to_string())?)?;
+        // In a new cluster the controllers may not have made the namespace's service account yet.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let words = ["apply", "--filename", "-"];
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+        loop {
+            let output = self.feed(words, &list)?;
+            if output.status.success() || Instant::now() > deadline {
+                return must(output).map(drop);
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
-        Ok(())
     }
 
     fn wait(&self, step: &Step, names: &[&str]) -> Result<Vec<Pod>> {

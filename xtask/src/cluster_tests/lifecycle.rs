@@ -1,19 +1,22 @@
 //! Experiments from their start to their end: paused, deleted, repeated, and pods that go meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use chaos_api::v1alpha1::RecordPhase;
 
 use super::{
-    bench::{Bench, NAMESPACE, document, ended_in_time},
+    bench::{Bench, NAMESPACE, document},
     tests,
 };
 use crate::{
     lab::{
         chaos::{PATIENCE, all_are, condition, drawn, ours},
         clock, nanos,
-        samples::{Sign, Span, Stats},
+        samples::{Path, Sign, Span, Stats},
         sleep_until,
     },
     out::note,
@@ -29,32 +32,31 @@ tests![
 
 const PARTITION: &str = "  action: partition\n";
 
-/// How the path from `a` to `b` was in a span.
-fn a_to_b(bench: &Bench<'_>, span: &Span) -> Result<Stats> {
-    let paths = bench.lab.settled_paths(span.start, span.end)?;
-    let asked = |path: &&crate::lab::samples::Path| path.from == "a" && path.to == "b";
-    Ok(Stats::over(paths.iter().filter(asked), span))
-}
+/// How long a fault without a duration goes on by itself.
+const LEASE: Duration = Duration::from_secs(30);
 
-/// A second from now.
-fn next_second() -> Span {
+/// Two seconds from now: 80 datagrams on each path over both address families.
+fn next_seconds() -> Span {
     let now = clock::now();
-    now..now + nanos(Duration::from_secs(1))
+    now..now + nanos(Duration::from_secs(2))
 }
 
 fn deleting_recovers_at_once_and_removes_the_object(bench: &Bench<'_>) -> Result<()> {
     let applied = bench.lab.apply(&document("deleted", "a", "b", PARTITION))?;
     bench.injected(&applied.name)?;
-    let during = next_second();
+    let during = next_seconds();
     sleep_until(during.end);
     let took = bench.lab.delete(&applied.name)?;
-    let after = next_second();
+    let after = next_seconds();
     note!("deleted after {:.1} s", took.as_secs_f64());
     ensure!(
         bench.lab.experiment(&applied.name)?.is_none(),
         "it is still there"
     );
-    let (during, after) = (a_to_b(bench, &during)?, a_to_b(bench, &after)?);
+    let paths = bench.lab.settled_paths(during.start, after.end)?;
+    let asked = |path: &&Path| path.from == "a" && path.to == "b";
+    let of = |span| Stats::over(paths.iter().filter(asked), span);
+    let (during, after) = (of(&during), of(&after));
     ensure!(
         during.refused == during.sent && during.sent > 10,
         "{during:?}"
@@ -62,6 +64,8 @@ fn deleting_recovers_at_once_and_removes_the_object(bench: &Bench<'_>) -> Result
     ensure!(after.answered == after.sent && after.sent > 10, "{after:?}");
     let held = bench.lab.held()?;
     ensure!(held.is_empty(), "{held:?}");
+    let armed = bench.lab.armed()?;
+    ensure!(armed.is_empty(), "{armed:?}");
     Ok(())
 }
 
@@ -81,9 +85,9 @@ fn pausing_recovers_and_resuming_injects_the_same_pods(bench: &Bench<'_>) -> Res
     let paused = bench.lab.wait_for_phase(&name, "Paused", PATIENCE)?;
     ensure!(condition(&paused, "Paused") == Some(true), "{paused:?}");
     ensure!(all_are(&paused, RecordPhase::NotInjected), "{paused:?}");
-    let quiet = next_second();
+    let quiet = next_seconds();
     let quiet = Stats::over(&bench.lab.settled_paths(quiet.start, quiet.end)?, &quiet);
-    ensure!(quiet.loss() == 0.0, "{quiet:?}");
+    ensure!(quiet.answered == quiet.sent && quiet.sent > 10, "{quiet:?}");
     annotate("false")?;
     let again = bench.injected(&name)?;
     ensure!(condition(&again, "Paused") == Some(false), "{again:?}");
@@ -107,7 +111,7 @@ fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> 
     let words = [
         "wait",
         "--for=condition=Ready",
-        "--timeout=60s",
+        "--timeout=180s",
         "pod/victim",
     ];
     step::output(&mut bench.lab.kubectl(words))?;
@@ -125,38 +129,42 @@ fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> 
         .wait_for(&name, "the pod to be missed", PATIENCE, |status| {
             drawn(status, ".").is_empty()
         })?;
-    let events = bench.lab.events(&name)?;
-    ensure!(
-        events.iter().any(|event| event.reason == "Recovered"),
-        "{events:?}"
-    );
+    bench.lab.wait_for_event(&name, "Recovered", PATIENCE)?;
     let started = Instant::now();
     bench.lab.delete(&name)?;
-    ensure!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    // Without the pod's kernel to ask, it would be the end of its lease.
+    ensure!(started.elapsed() < LEASE / 2, "{:?}", started.elapsed());
     Ok(())
 }
 
-/// Datagrams that were refused, as first and last of each round: rounds are seconds apart.
-fn rounds(mut refused: Vec<u64>) -> Vec<(u64, u64)> {
-    refused.sort_unstable();
-    let mut rounds: Vec<(u64, u64)> = Vec::new();
-    for at in refused {
-        match rounds.last_mut() {
-            Some((_, last)) if at - *last < nanos(Duration::from_secs(1)) => *last = at,
-            _ => rounds.push((at, at)),
-        }
+/// Of these moments, those of each round, as the earliest and the latest by their distance from the
+/// round's tick. A round may begin `slack` early.
+fn rounds(
+    at: impl Iterator<Item = u64>,
+    first_tick: u64,
+    every: Duration,
+    slack: Duration,
+) -> BTreeMap<u64, (Duration, Duration)> {
+    let mut rounds = BTreeMap::new();
+    for at in at {
+        let since = (at + nanos(slack)).saturating_sub(first_tick);
+        let from_tick = Duration::from_nanos(since % nanos(every));
+        let (first, last) = rounds
+            .entry(since / nanos(every) + 1)
+            .or_insert((from_tick, from_tick));
+        *first = from_tick.min(*first);
+        *last = from_tick.max(*last);
     }
     rounds
 }
 
 fn a_legacy_scheduler_repeats_its_rounds(bench: &Bench<'_>) -> Result<()> {
-    const EVERY: Duration = Duration::from_secs(6);
-    const LASTS: Duration = Duration::from_secs(3);
-    let rest = "  action: partition\n  duration: 3s\n  scheduler: {cron: \"@every 6s\"}\n";
+    const EVERY: Duration = Duration::from_secs(8);
+    const LASTS: Duration = Duration::from_secs(4);
+    // The clocks of API server and node differ by milliseconds, and a message may come late.
+    const EARLY: Duration = Duration::from_millis(500);
+    const LATE: Duration = Duration::from_millis(1500);
+    let rest = "  action: partition\n  duration: 4s\n  scheduler: {cron: \"@every 8s\"}\n";
     let applied = bench.lab.apply(&document("rounds", "a", "b", rest))?;
     let created = bench.lab.deadline(&applied.name, Duration::ZERO)?;
     let status = bench
@@ -166,9 +174,9 @@ fn a_legacy_scheduler_repeats_its_rounds(bench: &Bench<'_>) -> Result<()> {
             ours.round > Some(3)
                 || ours.round == Some(3) && ours.phase.as_deref() == Some("Waiting")
         })?;
-    let until = clock::now();
     ensure!(ours(&status).next_start.is_some(), "{status:?}");
     bench.lab.delete(&applied.name)?;
+    let until = next_seconds().end;
     let paths = bench.lab.settled_paths(applied.asked, until)?;
     let asked = paths
         .iter()
@@ -176,25 +184,24 @@ fn a_legacy_scheduler_repeats_its_rounds(bench: &Bench<'_>) -> Result<()> {
     let refused = asked
         .flat_map(|path| &path.samples)
         .filter(|sample| Sign::Refused.is_on(sample));
-    let rounds = rounds(refused.map(|sample| sample.sent).collect());
-    ensure!(rounds.len() >= 3, "{} rounds were seen", rounds.len());
-    for (number, (first, last)) in (0..3).zip(&rounds) {
-        let start = created + number * nanos(EVERY);
-        let after = |at: u64| Duration::from_nanos(at.saturating_sub(start)).as_secs_f64();
+    let rounds = rounds(refused.map(|sample| sample.sent), created, EVERY, EARLY);
+    for (number, (first, last)) in &rounds {
+        let early = EARLY.as_secs_f64();
         note!(
-            "round {}: from {:.2} s to {:.2} s after its tick",
-            number + 1,
-            after(*first),
-            after(*last)
+            "round {number}: refused from {:.2} s to {:.2} s after its tick",
+            first.as_secs_f64() - early,
+            last.as_secs_f64() - early
         );
         // The first one comes late by the rest of the second in which the object was made.
-        let begins_in_it = *first >= start && *first < start + nanos(LASTS);
         ensure!(
-            begins_in_it && ended_in_time(*last, start + nanos(LASTS)).is_ok(),
-            "round {} is not where its tick is",
-            number + 1
+            *last <= EARLY + LASTS + LATE,
+            "round {number} goes on between rounds"
         );
     }
+    ensure!(
+        (1..=3).all(|number| rounds.contains_key(&number)),
+        "not all of three rounds: {rounds:?}"
+    );
     Ok(())
 }
 
@@ -203,12 +210,11 @@ mod unit {
     use super::*;
 
     #[test]
-    fn refusals_that_are_seconds_apart_are_of_different_rounds() {
-        let second = nanos(Duration::from_secs(1));
-        let at = [7 * second, 0, 7 * second + 1, second - 1];
-        assert_eq!(
-            rounds(at.to_vec()),
-            [(0, second - 1), (7 * second, 7 * second + 1)]
-        );
+    fn a_moment_belongs_to_the_round_whose_tick_is_behind_it_or_almost_there() {
+        let ms = Duration::from_millis;
+        let at = [10_100, 10_000, 14_000, 17_600, 21_900].map(|at| nanos(ms(at)));
+        let rounds = rounds(at.into_iter(), nanos(ms(10_000)), ms(8_000), ms(500));
+        let expected = [(1, (ms(500), ms(4_500))), (2, (ms(100), ms(4_400)))];
+        assert_eq!(rounds, BTreeMap::from(expected));
     }
 }

@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{
-    bench::{Bench, document, ended_in_time},
+    bench::{Bench, EDGE, GRAIN, deadline_is_asked, document},
     tests,
 };
 use crate::{
     lab::{
         clock, nanos,
-        samples::{Sign, first_and_last},
+        samples::{Path, Sign},
         sleep_until,
     },
     out::note,
@@ -21,10 +21,10 @@ use crate::{
 tests![a_fault_ends_at_its_deadline_without_its_agent];
 
 /// Long enough for everything that is done to the node meanwhile.
-const LASTS: Duration = Duration::from_secs(12);
+const LASTS: Duration = Duration::from_secs(16);
 
 /// How long the kubelet may take to start the agent anew.
-const AGENT_RETURNS: Duration = Duration::from_secs(90);
+const AGENT_RETURNS: Duration = Duration::from_secs(180);
 
 /// The node's kubelet, frozen: nothing starts the agent anew. Thawed on drop.
 struct Frozen<'a> {
@@ -59,42 +59,51 @@ fn a_fault_ends_at_its_deadline_without_its_agent(bench: &Bench<'_>) -> Result<(
     let rest = format!("  action: partition\n  duration: {}s\n", LASTS.as_secs());
     let applied = bench.lab.apply(&document("orphaned", "a", "b", &rest))?;
     bench.injected(&applied.name)?;
+    let armed = bench.lab.armed()?;
+    let asked = bench.lab.deadline(&applied.name, LASTS)?;
+    for rule in &armed {
+        deadline_is_asked(rule.deadline, asked)?;
+    }
+    // One rule at the sender and one at the receiver, on the same node: they end together.
+    let deadlines = || armed.iter().map(|rule| rule.deadline);
+    let first = deadlines().min().context("no rule is armed")?;
+    let last = deadlines().max().context("no rule is armed")?;
     let frozen = Frozen::new(bench, &node)?;
     on_node(bench, &node, "pkill -KILL -x chaos-agent")?;
     let killed = clock::now();
-    let deadline = bench.lab.deadline(&applied.name, LASTS)?;
     ensure!(
-        killed + nanos(Duration::from_secs(2)) < deadline,
-        "the machine is too slow"
+        killed + nanos(Duration::from_secs(3)) < first,
+        "the machine is too slow to kill the agent in mid-fault"
     );
-    let until = deadline + nanos(Duration::from_secs(2));
+    let until = last + nanos(Duration::from_secs(2));
     sleep_until(until);
     let alive = on_node(bench, &node, "pgrep -c -x chaos-agent || true")?;
     ensure!(alive.trim() == "0", "an agent runs: {alive}");
     let paths = bench.lab.settled_paths(applied.asked, until)?;
-    let a_to_b = || {
-        paths
-            .iter()
-            .filter(|path| path.from == "a" && path.to == "b")
-    };
-    let hits = first_and_last(a_to_b(), &(applied.asked..until), Sign::Refused);
-    let (first, last) = hits.unwrap_or_default();
-    let lasted = Duration::from_nanos(last - first);
-    note!(
-        "killed {:.1} s into the fault; it lasted {:.2} s",
-        Duration::from_nanos(killed.saturating_sub(first)).as_secs_f64(),
-        lasted.as_secs_f64()
-    );
-    ensure!(last > killed, "it ended with its agent");
-    ended_in_time(last, deadline)?;
-    let span = first..last;
-    for path in a_to_b() {
-        let missed = path
-            .within(&span)
-            .filter(|sample| !Sign::Refused.is_on(sample));
+    let a_to_b = |path: &&Path| path.from == "a" && path.to == "b";
+    // No gap at the agent's death, and the end is the rules', to the datagram.
+    let orphaned = killed..first - nanos(EDGE);
+    let ended = last + nanos(GRAIN)..until;
+    for path in paths.iter().filter(a_to_b) {
+        let refused = |span| {
+            path.within(span)
+                .filter(|one| Sign::Refused.is_on(one))
+                .count()
+        };
+        let (sent, sent_after) = (path.within(&orphaned).count(), path.within(&ended).count());
+        note!(
+            "without its agent for {:.1} s: {} of {sent} refused, then {} of {sent_after}",
+            Duration::from_nanos(first - killed).as_secs_f64(),
+            refused(&orphaned),
+            refused(&ended)
+        );
         ensure!(
-            missed.count() == 0,
-            "there is a gap after the agent's death"
+            refused(&orphaned) == sent && sent > 10,
+            "it ended with its agent, or has a gap"
+        );
+        ensure!(
+            refused(&ended) == 0 && sent_after > 10,
+            "it goes on after its deadline"
         );
     }
 
@@ -113,6 +122,13 @@ fn a_fault_ends_at_its_deadline_without_its_agent(bench: &Bench<'_>) -> Result<(
     note!(
         "a new agent found all clean after {:.1} s",
         started.elapsed().as_secs_f64()
+    );
+    let done = bench.lab.done(&armed)?;
+    ensure!(
+        done.iter().all(|rule| rule
+            .acted
+            .is_none_or(|(_, last)| last <= rule.deadline + nanos(GRAIN))),
+        "a packet was hit after the deadline: {done:?}"
     );
     bench.lab.delete(&applied.name).map(drop)
 }

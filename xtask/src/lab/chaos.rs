@@ -11,8 +11,8 @@ use serde::Deserialize;
 use super::{Lab, clock, must, nanos};
 use crate::step;
 
-/// How long a change of a status may take on an emulated node.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a change of a status may take on an emulated node whose host has other work to do.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An experiment that was accepted.
 #[derive(Clone, Debug)]
@@ -210,11 +210,33 @@ impl Lab<'_> {
         Ok(started.elapsed())
     }
 
-    /// Events about an experiment, oldest first.
+    /// The first event about an experiment with this reason, once there is one: the operator writes them
+    /// after the status that they are about.
     ///
     /// # Errors
-    /// If the API server does not answer.
-    pub(crate) fn events(&self, name: &str) -> Result<Vec<Event>> {
+    /// If the API server does not answer, or there is none in time: then with those that there are.
+    pub(crate) fn wait_for_event(
+        &self,
+        name: &str,
+        reason: &str,
+        patience: Duration,
+    ) -> Result<Event> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let events = self.events(name)?;
+            if let Some(event) = events.iter().find(|event| event.reason == reason) {
+                return Ok(event.clone());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{name}: no event {reason} after {patience:?}, only {events:?}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Events about an experiment, oldest first.
+    fn events(&self, name: &str) -> Result<Vec<Event>> {
         #[derive(Deserialize)]
         struct List {
             items: Vec<Event>,
@@ -261,18 +283,16 @@ impl Lab<'_> {
         Ok(pods.lines().map(str::to_owned).collect())
     }
 
-    /// What the agents of all nodes hold of the pods here, asked in their own pods.
+    /// What the agents of all nodes hold of the pods here.
     ///
     /// # Errors
     /// If an agent cannot be asked.
     pub(crate) fn held(&self) -> Result<Vec<HeldFault>> {
         let mut faults = Vec::new();
-        for pod in &self.agents()? {
-            let words = ["exec", "--namespace=faultline", pod, "--"];
-            let inside = ["/chaos-agent", "faults", "--json"];
-            let text = step::output(self.cluster().kubectl().args(words).args(inside))?;
+        for node in self.cluster().nodes() {
+            let text = self.ask_agent(&node, "faults --json")?;
             let held: Vec<HeldFault> = serde_json::from_str(&text)
-                .with_context(|| format!("failed to understand what {pod} holds: {text}"))?;
+                .with_context(|| format!("failed to understand what {node} holds: {text}"))?;
             faults.extend(held);
         }
         let here = format!("{}/", self.namespace());

@@ -114,6 +114,12 @@ fn is_among_hits(seen: &[(u64, bool)], at: u64) -> bool {
     hits * 5 >= around.len() * 2
 }
 
+/// Whether nothing that was sent in `span` lacks its answer: it came, or the sender was refused.
+pub(crate) fn all_answered<'a>(paths: impl IntoIterator<Item = &'a Path>, span: &Span) -> bool {
+    let mut sent = paths.into_iter().flat_map(|path| path.within(span));
+    sent.all(|sample| !matches!(sample.fate, Fate::Lost | Fate::Waiting))
+}
+
 /// Figures of some datagrams.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Stats {
@@ -261,6 +267,19 @@ pub(crate) mod tests {
             Some((50 * MS, 100 * MS))
         );
         assert_eq!(first_and_last([&other], &(100 * MS..u64::MAX), sign), None);
+    }
+
+    #[test]
+    fn what_is_lost_or_on_its_way_lacks_its_answer_and_what_was_refused_does_not() {
+        let fates = [
+            Fate::Lost,
+            Fate::Refused("EPERM".to_owned()),
+            Fate::Answered(1),
+            Fate::Waiting,
+        ];
+        let path = path("a", "b", fates);
+        let lacks = |from: u64, to: u64| !all_answered([&path], &(from * 50 * MS..to * 50 * MS));
+        assert!(lacks(0, 3) && !lacks(1, 3) && lacks(1, 4));
     }
 
     #[test]
