@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: a person sees a fault come, bite and go. Act one happens on a bare machine,
-//! while Kubernetes still compiles; act two in a cluster, with operator and agent as pods.
+//! while Kubernetes still compiles or the cluster starts; act two in that cluster, with operator and
+//! agent as pods.
 //!
 //! Here is the order of things and what is told to whom. Not here: what happens in an act
 //! (`act_one.rs`, `act_two.rs`), what is made of it (`report.rs`), pods and peers (`lab.rs`).
@@ -14,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use self::report::Report;
 use crate::{out::say, setup};
@@ -61,18 +62,31 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
 }
 
 fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Result<()> {
-    if wants(Act::One) {
-        say!("Act one: one process of two is slowed, by hand, for five seconds.");
-        let fault = timed(report, "act one", |_| act_one::run(root))?;
-        say!("{}", fault.render());
-        report.bare_machine = Some(fault);
-    }
+    // Where everything is in the cache, the cluster starts beside act one. Otherwise compilers run for
+    // minutes, and act one need not wait for them, nor be disturbed by more than one.
+    let beside = wants(Act::One) && wants(Act::Two) && setup::kube::is_built(root)?;
+    let prepared = std::thread::scope(|scope| {
+        let preparing = beside.then(|| scope.spawn(|| act_two::prepare(root)));
+        if wants(Act::One) {
+            say!("Act one: one process of two is slowed, by hand, for five seconds.");
+            let fault = timed(report, "act one", |_| act_one::run(root))?;
+            say!("{}", fault.render());
+            report.bare_machine = Some(fault);
+        }
+        let joined = preparing.map(|thread| thread.join());
+        joined
+            .transpose()
+            .map_err(|_| anyhow!("the thread that prepares act two panicked"))
+    })?;
     if wants(Act::Two) {
         say!(
             "Act two: a cluster; three pods labelled app.kubernetes.io/component=tikv and a client \
              probe each other by UDP, 20 times a second each."
         );
-        timed(report, "act two", |report| act_two::run(root, report))?;
+        timed(report, "act two", |report| {
+            let prepared = prepared.unwrap_or_else(|| act_two::prepare(root))?;
+            act_two::run(root, prepared, report)
+        })?;
     }
     for (name, seconds) in &report.seconds {
         say!("{name:<24} {seconds:>6.1} s");

@@ -2,7 +2,11 @@
 
 mod legacy;
 
-use std::{collections::BTreeMap, path::Path as FilePath, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path as FilePath,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use chaos_api::v1alpha1::ChaosStatus;
@@ -46,7 +50,7 @@ const TYPO: &str = include_str!("documents/typo.yaml");
 const LOSS_PERCENT: u32 = 30;
 
 /// Each of the spans before and after a fault.
-const SPAN: Duration = Duration::from_secs(3);
+const SPAN: Duration = Duration::from_secs(2);
 
 /// Round trips of this many microseconds are those that the delay was done to.
 const SLOW_US: u64 = 95_000;
@@ -116,12 +120,45 @@ fn of_tikv_0(path: &Path) -> bool {
     path.from == "tikv-0" || path.to == "tikv-0"
 }
 
-/// Starts what is missing, and shows the faults one after the other.
+/// A cluster with operator and agents, and pods that are about to run.
+pub(super) struct Prepared {
+    cluster: Cluster,
+    seconds: f64,
+}
+
+/// Starts what is missing of it.
 ///
 /// # Errors
-/// If the cluster does not start, or a fault does not come, bite and go.
-pub(super) fn run(root: &FilePath, report: &mut Report) -> Result<()> {
-    let cluster = timed(report, "  cluster", |_| cluster(root))?;
+/// If a binary does not build, or the cluster does not start.
+pub(super) fn prepare(root: &FilePath) -> Result<Prepared> {
+    let started = Instant::now();
+    let cluster = match cluster::open(root) {
+        Ok(cluster) => {
+            note!("a cluster runs already: it is used, with the images of this tree");
+            cluster::deploy(root)?;
+            cluster
+        }
+        Err(_) => {
+            let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
+            // They start while operator and agents do.
+            Lab::order(&cluster, NAMESPACE, &PODS)?;
+            cluster.install(root)?;
+            cluster
+        }
+    };
+    Ok(Prepared {
+        cluster,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Shows the faults one after the other.
+///
+/// # Errors
+/// If a pod does not start, or a fault does not come, bite and go.
+pub(super) fn run(root: &FilePath, prepared: Prepared, report: &mut Report) -> Result<()> {
+    let Prepared { cluster, seconds } = prepared;
+    report.seconds.push(("  cluster".to_owned(), seconds));
     let lab = timed(report, "  pods", |_| {
         Lab::start(&cluster, NAMESPACE, &PODS, false)
     })?;
@@ -135,10 +172,11 @@ pub(super) fn run(root: &FilePath, report: &mut Report) -> Result<()> {
 
     let mut quiet_since = clock::now();
     for case in &CASES {
-        let fault = timed(report, &format!("  {}", name_of(case.document)), |_| {
+        let (fault, over) = timed(report, &format!("  {}", name_of(case.document)), |_| {
             step::step(case.title, |step| watch(&lab, case, quiet_since, step))
         })?;
-        quiet_since = clock::now();
+        // After the one is before the next.
+        quiet_since = over;
         say!("{}", fault.render());
         report.cluster.push(fault);
     }
@@ -170,24 +208,8 @@ pub(super) fn run(root: &FilePath, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A cluster with operator and agents: the one that runs, or a new one.
-fn cluster(root: &FilePath) -> Result<Cluster> {
-    match cluster::open(root) {
-        Ok(cluster) => {
-            note!("a cluster runs already: it is used, with the images of this tree");
-            cluster::deploy(root)?;
-            Ok(cluster)
-        }
-        Err(_) => {
-            let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
-            cluster.install(root)?;
-            Ok(cluster)
-        }
-    }
-}
-
-/// Applies the document of a case and follows it to its end.
-fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Result<Fault> {
+/// Applies the document of a case and follows it to its end; also says when it was over.
+fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Result<(Fault, u64)> {
     step.progress("before");
     sleep_until(quiet_since + nanos(SPAN));
     let before = lab.counted(name_of(case.document))?;
@@ -210,10 +232,11 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
     let listed = step::output(&mut lab.kubectl(["get", "networkchaos", name]))?;
     step.progress("until its duration is over");
     let after = lab.wait_for_phase(name, "Finished", PATIENCE)?;
+    let over = clock::now();
+    let until = over + nanos(SPAN);
     let verdict = lab.verdict(name, &after)?;
     let counted = lab.counted(name)?.since(before);
     step.progress("after");
-    let until = clock::now() + nanos(SPAN);
     sleep_until(until);
     let paths = lab.settled_paths(quiet_since, until)?;
     lab.delete(name)?;
@@ -257,7 +280,7 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
         }
         Sign::Refused => {}
     }
-    Ok(fault)
+    Ok((fault, over))
 }
 
 fn when(fault: &mut Fault, applied: &Applied, (first, last): (u64, u64)) {
