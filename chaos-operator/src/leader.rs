@@ -3,7 +3,8 @@
 //! Small code of our own: the crates for it (`kube-leader-election`, `kubert`) keep their own idea
 //! of `kube`'s version, and none knows that another *kind* of controller may hold the same objects.
 //! While a Lease `chaos-mesh` is being renewed, Chaos Mesh runs these experiments, and two that
-//! each recover what the other injects are worse than either.
+//! each recover what the other injects are worse than either: then we neither begin to lead nor go
+//! on.
 //!
 //! A Lease is judged as `client-go` does it: it has run out when it has not been renewed for its
 //! duration *as seen from here*, so clocks need not agree.
@@ -26,6 +27,8 @@ const DURATION: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// Not renewed for so long: somebody else may lead soon, so we must not.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a leader looks whether Chaos Mesh leads as well.
+const FOREIGN_EVERY: Duration = Duration::from_secs(5);
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// Clocks may be this far apart before a foreign Lease that is still renewed looks dead.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(30);
@@ -65,6 +68,9 @@ pub enum Lost {
     /// We could not renew it.
     #[error("failed to renew lease {LEASE} in time: {0}")]
     NotRenewed(#[source] Box<kube::Error>),
+    /// Chaos Mesh has begun to lead: who, and what to do about it.
+    #[error("{0}; until then, what agents were told goes on")]
+    Foreign(String),
 }
 
 impl Election {
@@ -96,6 +102,29 @@ impl Election {
 
     /// Goes on leading; returns when that is over.
     pub async fn hold(&self) -> Lost {
+        tokio::select! {
+            lost = self.keep_renewing() => lost,
+            why = self.until_foreign() => Lost::Foreign(why),
+        }
+    }
+
+    /// Returns when Chaos Mesh leads, and that is to be respected.
+    async fn until_foreign(&self) -> String {
+        if self.takeover {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(FOREIGN_EVERY).await;
+            match self.foreign_leader().await {
+                Ok(Some(why)) => return why,
+                Ok(None) => {}
+                // Not to be able to ask is no reason to stop: the renewal fails as well then.
+                Err(error) => tracing::warn!(%error, "failed to look for lease {FOREIGN_LEASE}"),
+            }
+        }
+    }
+
+    async fn keep_renewing(&self) -> Lost {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
@@ -303,65 +332,4 @@ fn is_renewed(lease: &Lease, now: Timestamp) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(holder: &str, renewed: &str) -> LeaseSpec {
-        LeaseSpec {
-            holder_identity: Some(holder.into()),
-            lease_duration_seconds: Some(15),
-            renew_time: Some(MicroTime(renewed.parse().unwrap())),
-            ..LeaseSpec::default()
-        }
-    }
-
-    #[test]
-    fn a_lease_is_free_when_it_was_not_renewed_for_its_duration_as_seen_from_here() {
-        let start = Instant::now();
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let (old, new) = (
-            spec("b", "2020-01-01T00:00:00Z"),
-            spec("b", "2020-01-01T00:00:10Z"),
-        );
-        let mut seen = None;
-        assert!(
-            !is_free(&old, "a", &mut seen, start),
-            "its clock may be slow"
-        );
-        assert!(!is_free(&old, "a", &mut seen, after(15)));
-        assert!(!is_free(&new, "a", &mut seen, after(16)), "it was renewed");
-        assert!(!is_free(&new, "a", &mut seen, after(31)));
-        assert!(is_free(&new, "a", &mut seen, after(32)));
-        assert!(
-            is_free(&spec("", "2020-01-01T00:00:00Z"), "a", &mut None, start),
-            "given back"
-        );
-        assert!(
-            is_free(&spec("a", "2020-01-01T00:00:00Z"), "a", &mut None, start),
-            "our own"
-        );
-    }
-
-    #[test]
-    fn chaos_mesh_leads_while_its_lease_is_renewed() {
-        let lease = |holder: &str| Lease {
-            spec: Some(spec(holder, "2026-01-01T00:00:00Z")),
-            ..Lease::default()
-        };
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert!(is_renewed(&lease("cm-0"), at("2026-01-01T00:00:10Z")));
-        assert!(
-            is_renewed(&lease("cm-0"), at("2025-12-31T23:59:00Z")),
-            "its clock is ahead"
-        );
-        assert!(
-            !is_renewed(&lease("cm-0"), at("2026-01-01T00:01:00Z")),
-            "it was removed"
-        );
-        assert!(
-            !is_renewed(&lease(""), at("2026-01-01T00:00:10Z")),
-            "it was given back"
-        );
-        assert!(!is_renewed(&Lease::default(), at("2026-01-01T00:00:10Z")));
-    }
-}
+mod tests;

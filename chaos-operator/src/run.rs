@@ -19,7 +19,7 @@ use crate::cluster::Cluster;
 use crate::events::Publisher;
 use crate::health::{self, Health};
 use crate::kind::Kind;
-use crate::leader::{Election, Standing};
+use crate::leader::{Election, Lost, Standing};
 use crate::metrics::Metrics;
 use crate::reconcile::Context;
 use crate::resolver::Resolver;
@@ -93,7 +93,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         result = told_to_stop() => return result,
     }
     let result = tokio::select! {
-        lost = election.hold() => return Err(lost).context("no longer leading; start again to follow"),
+        lost = election.hold() => {
+            if matches!(lost, Lost::Foreign(_)) {
+                // Still ours: the next one that may lead need not wait for it.
+                election.release().await;
+            }
+            return Err(lost).context("no longer leading; start again to follow");
+        }
         result = lead(&args, client, metrics, agents, synced) => result,
         result = told_to_stop() => result,
     };

@@ -80,6 +80,16 @@ impl World {
         }
     }
 
+    /// Waits until the operator gives up by itself; returns why.
+    pub(crate) async fn until_operator_gives_up(&mut self) -> Result<String> {
+        let operator = self.operator.take().context("no operator")?;
+        let ended = tokio::time::timeout(Duration::from_secs(15), operator).await;
+        match ended.context("it goes on")?? {
+            Ok(()) => bail!("it ended without an error"),
+            Err(error) => Ok(format!("{error:#}")),
+        }
+    }
+
     pub(crate) fn start_operator(&mut self) {
         let kubeconfig = self.control_plane.kubeconfig();
         self.operator = Some(operator(&kubeconfig, self.operators));

@@ -128,7 +128,6 @@ pub(super) async fn health_and_metrics_are_served(world: &mut World) -> Result<(
 
 /// The last one: it leaves the cluster without an operator.
 pub(super) async fn while_chaos_mesh_leads_this_operator_does_not(world: &mut World) -> Result<()> {
-    world.kill_operator();
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": { "name": "chaos-mesh", "namespace": "shop" },
@@ -142,6 +141,12 @@ pub(super) async fn while_chaos_mesh_leads_this_operator_does_not(world: &mut Wo
     leases
         .patch("chaos-mesh", &params, &Patch::Apply(lease))
         .await?;
+    let why = world.until_operator_gives_up().await?;
+    ensure!(why.contains("held by chaos-controller-manager-0"), "{why}");
+    let own: Api<Lease> = Api::namespaced(world.client.clone(), "faultline");
+    let holder = own.get("faultline-operator").await?.spec;
+    let holder = holder.and_then(|spec| spec.holder_identity);
+    ensure!(holder.unwrap_or_default().is_empty(), "it was given back");
     world.start_operator();
     let mut answer = String::new();
     for _ in 0..100 {
