@@ -83,11 +83,11 @@ pub fn look<K: Kind>(raw: &K, kept: &mut Kept, around: &Surrounding<'_>) -> Step
     let mut notices = Vec::new();
     let problems: Vec<String> = object.problems().iter().map(ToString::to_string).collect();
     let window = window_of(&object, kept, around);
-    kept.round = window.round;
     announce(&window, &problems, kept, &mut notices);
 
     let should_run = window.halt.is_none() && problems.is_empty();
     if should_run {
+        kept.round = window.round;
         tell_of_names(around.names, kept, &mut notices);
     }
     let selection = should_run
@@ -242,7 +242,7 @@ fn choose<K: Kind>(
     kept.seed = Some(seed);
     match choice.draw() {
         Ok(records) => {
-            kept.past = kept.total();
+            kept.let_go();
             kept.records = records;
             kept.drawn = Some(choice.round);
             kept.told.clear();
@@ -252,8 +252,7 @@ fn choose<K: Kind>(
         Err(reason) => {
             // Those of the last round stay in sight until there are others.
             if kept.drawn != Some(choice.round) {
-                kept.past = kept.total();
-                kept.records.clear();
+                kept.let_go();
             }
             kept.drawn = Some(choice.round);
             if kept.told != [reason.clone()] {
@@ -342,6 +341,15 @@ fn advance_all(
             notice.warning || normal % EVENT_PER == 1
         });
     }
+    let leaving = std::mem::take(&mut kept.leaving);
+    for mut record in leaving {
+        phase::advance(&mut record, None, &surroundings, &mut said);
+        if record.holds() {
+            kept.leaving.push(record);
+        } else {
+            kept.past.add(record.report.total());
+        }
+    }
     notices.append(&mut said);
     faults
 }
@@ -370,11 +378,10 @@ fn finalizer<K: Kind>(
             "forced by annotation; the agents were told, and recovery was not awaited".to_owned(),
         ));
     }
-    let is_recovered = kept
-        .records
-        .iter()
-        .all(|record| record.phase == RecordPhase::NotInjected && !record.holds());
-    // Also what an earlier round, or an earlier operator, left on a node.
+    let mut all = kept.records.iter().chain(&kept.leaving);
+    let is_recovered =
+        all.all(|record| record.phase == RecordPhase::NotInjected && !record.holds());
+    // Also what an earlier operator left on a node.
     if is_recovered && kept.unheard.is_empty() && around.view.holder().is_none() {
         FinalizerAction::Remove(None)
     } else {

@@ -20,7 +20,7 @@ use crate::window::Halt;
 /// What is remembered of an experiment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Kept {
-    /// With a scheduler: the last round.
+    /// With a scheduler: the last round that was begun. One that passed in a pause was not.
     pub round: Option<Round>,
     /// The round that the records were drawn for; `None`: nothing has been drawn.
     pub drawn: Option<u64>,
@@ -28,6 +28,8 @@ pub struct Kept {
     pub seed: Option<u64>,
     /// Sources and targets.
     pub records: Vec<KeptRecord>,
+    /// Records of rounds before whose absence is not proven yet: rounds may lie back to back.
+    pub leaving: Vec<KeptRecord>,
     /// Counted by records that are no longer there.
     pub past: Counts,
     /// What was desired last; `None`: never looked at.
@@ -247,15 +249,20 @@ impl Kept {
     #[must_use]
     pub fn total(&self) -> Counts {
         let mut total = self.past;
-        for record in &self.records {
+        for record in self.records.iter().chain(&self.leaving) {
             total.add(record.report.total());
         }
         total
     }
 
+    /// Makes room for the records of another round.
+    pub fn let_go(&mut self) {
+        self.leaving.append(&mut self.records);
+    }
+
     /// Notes which generation of each node's set first says what was asked.
     pub fn note(&mut self, generations: &BTreeMap<String, u64>) {
-        for record in &mut self.records {
+        for record in self.records.iter_mut().chain(&mut self.leaving) {
             if let Hold::Asked {
                 node, generation, ..
             }
@@ -276,7 +283,7 @@ impl Kept {
             Hold::Asked { node, .. } | Hold::Withdrawn { node, .. } => Some(node.clone()),
             Hold::Nothing | Hold::Bare => None,
         };
-        let held = self.records.iter().filter_map(node);
+        let held = self.records.iter().chain(&self.leaving).filter_map(node);
         held.chain(self.unheard.keys().cloned()).collect()
     }
 

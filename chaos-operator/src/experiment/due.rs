@@ -25,7 +25,8 @@ pub(super) fn look_again_at(
         .any(|record| record.phase == RecordPhase::Injected)
         .then(|| around.now + REFRESH_EVERY);
     // An agent that is away cannot wake us when its faults have ended by themselves.
-    let settled = kept.records.iter().filter_map(|record| {
+    let held = kept.records.iter().chain(&kept.leaving);
+    let settled = held.filter_map(|record| {
         let Hold::Withdrawn {
             node,
             end,

@@ -288,6 +288,70 @@ fn rounds_draw_wait_and_draw_again() {
 }
 
 #[test]
+fn rounds_back_to_back_recover_what_they_leave() {
+    let spec = ROUNDS.replace("15s", "10s");
+    let mut bench = Bench::with(&spec, (1..=9).map(web));
+    bench.settle();
+    for _ in 0..3 {
+        let before = bench.kept.records[0].id.clone();
+        bench.agents_report(Phase::Injected, "", 1);
+        bench.pass(10);
+        bench.look();
+        assert_eq!(bench.fault_count(), 1, "only that of the new round");
+        assert_eq!(
+            bench.kept.leaving.len(),
+            1,
+            "until its agent says that it is gone"
+        );
+        assert!(!bench.events().contains("Recovered"));
+        bench.agents_report(Phase::Injected, "", 0);
+        bench.look();
+        let recovered = format!("Successfully recover chaos for {before}");
+        assert!(
+            bench.messages().contains(&recovered),
+            "{:?}",
+            bench.messages()
+        );
+        assert!(bench.kept.leaving.is_empty());
+    }
+    bench.starts("Running 1/1 hits 3");
+}
+
+#[test]
+fn what_a_round_has_left_keeps_the_finalizer() {
+    let spec = ROUNDS.replace("15s", "10s");
+    let mut bench = Bench::with(&spec, [web(1)]);
+    bench.settle();
+    bench.agent_leaves();
+    bench.pass(10);
+    let no_match = web(1).label("app", "other").build();
+    bench.cluster.put_pod(no_match);
+    bench.look();
+    bench.starts("Pending |");
+    bench.ask_to_delete();
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    bench.pass(9);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Keep);
+    bench.pass(1);
+    assert_eq!(bench.look().finalizer, FinalizerAction::Remove(None));
+}
+
+#[test]
+fn a_round_that_passes_in_a_pause_is_not_begun() {
+    let mut bench = Bench::with(ROUNDS, (1..=9).map(web));
+    bench.settle();
+    bench.annotate(ANNOTATION_PAUSE, PAUSED);
+    bench.look();
+    bench.agents_report(Phase::Recovering, "", 0);
+    bench.pass(16);
+    bench.look();
+    assert_eq!(bench.ours().round, Some(1));
+    bench.annotate(ANNOTATION_PAUSE, "false");
+    bench.look();
+    assert_eq!((bench.ours().round, bench.kept.drawn), (Some(2), Some(2)));
+}
+
+#[test]
 fn the_same_seed_draws_the_same_pods_again() {
     let spec =
         "{action: partition, mode: fixed, value: '3', selector: {labelSelectors: {app: web}},

@@ -203,6 +203,30 @@ fn a_round_survives_its_operator() {
 }
 
 #[test]
+fn a_pause_across_a_tick_and_a_restart_draws_a_new_round() {
+    for restart in [false, true] {
+        let mut bench = Bench::with(ROUNDS, (1..=9).map(web));
+        bench.settle();
+        bench.annotate(ANNOTATION_PAUSE, PAUSED);
+        bench.look();
+        bench.agents_report(Phase::Recovering, "", 0);
+        bench.pass(16);
+        bench.look();
+        if restart {
+            bench.kept = taken_over(&bench);
+            assert_eq!(bench.kept.drawn, Some(1));
+        }
+        bench.annotate(ANNOTATION_PAUSE, "false");
+        bench.look();
+        assert_eq!((bench.ours().round, bench.kept.drawn), (Some(2), Some(2)));
+        let mut unpaused = Bench::with(ROUNDS, (1..=9).map(web));
+        unpaused.pass(16);
+        unpaused.look();
+        assert_eq!(bench.ids(), unpaused.ids(), "restart: {restart}");
+    }
+}
+
+#[test]
 fn what_chaos_mesh_has_injected_is_not_ours() {
     let mut bench = Bench::new(PARTITION);
     bench.settle();
