@@ -27,6 +27,8 @@ const DURATION: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// Not renewed for so long: somebody else may lead soon, so we must not.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// How often to give a Lease back that another request of ours changes meanwhile.
+const RELEASE_TRIES: usize = 3;
 /// How often a leader looks whether Chaos Mesh leads as well.
 const FOREIGN_EVERY: Duration = Duration::from_secs(5);
 const RETRY_EVERY: Duration = Duration::from_secs(2);
@@ -149,23 +151,29 @@ impl Election {
 
     /// Gives the Lease back, so that the next one need not wait.
     pub async fn release(&self) {
-        let result = async {
-            let Some(mut lease) = self.api().get_opt(LEASE).await? else {
-                return Ok(());
-            };
-            let spec = lease.spec.get_or_insert_default();
-            if spec.holder_identity.as_deref() == Some(&self.identity) {
-                spec.holder_identity = Some(String::new());
-                spec.lease_duration_seconds = Some(1);
-                self.api()
-                    .replace(LEASE, &PostParams::default(), &lease)
-                    .await?;
+        for _ in 0..RELEASE_TRIES {
+            match self.give_back().await {
+                Ok(()) => return,
+                // A renewal was under way when we stopped, and came first.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return tracing::warn!(%error, "failed to release lease {LEASE}"),
             }
-            Ok::<(), kube::Error>(())
-        };
-        if let Err(error) = result.await {
-            tracing::warn!(%error, "failed to release lease {LEASE}");
         }
+        tracing::warn!("failed to release lease {LEASE}: it keeps changing");
+    }
+
+    async fn give_back(&self) -> Result<(), kube::Error> {
+        let Some(mut lease) = self.api().get_opt(LEASE).await? else {
+            return Ok(());
+        };
+        let spec = lease.spec.get_or_insert_default();
+        if spec.holder_identity.as_deref() == Some(&self.identity) {
+            spec.holder_identity = Some(String::new());
+            spec.lease_duration_seconds = Some(1);
+            let params = PostParams::default();
+            self.api().replace(LEASE, &params, &lease).await?;
+        }
+        Ok(())
     }
 
     async fn attempt(&self, seen: &mut Option<Seen>) -> Result<Standing, kube::Error> {

@@ -1,3 +1,6 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::http::{Method, Request, Response};
 use kube::client::Body;
 use serde_json::json;
@@ -73,9 +76,7 @@ fn election(takeover: bool, others: (u16, serde_json::Value)) -> Election {
         } else {
             others.clone()
         };
-        let body = Body::from(serde_json::to_vec(&body).unwrap());
-        let response = Response::builder().status(code).body(body).unwrap();
-        std::future::ready(Ok::<_, kube::Error>(response))
+        std::future::ready(answer(code, &body))
     });
     Election {
         client: Client::new(service, "faultline"),
@@ -83,6 +84,37 @@ fn election(takeover: bool, others: (u16, serde_json::Value)) -> Election {
         identity: "me".to_owned(),
         takeover,
     }
+}
+
+#[tokio::test]
+async fn a_lease_that_a_last_renewal_has_changed_is_given_back_all_the_same() {
+    let puts = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&puts);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let is_put = request.method() == Method::PUT;
+        let is_first = is_put && count.fetch_add(1, Ordering::Relaxed) == 0;
+        let spec = json!({ "holderIdentity": "me", "leaseDurationSeconds": 15 });
+        let (code, body) = if is_first {
+            (
+                409,
+                json!({ "status": "Failure", "code": 409, "message": "", "reason": "Conflict" }),
+            )
+        } else {
+            (200, json!({ "metadata": { "name": LEASE }, "spec": spec }))
+        };
+        std::future::ready(answer(code, &body))
+    });
+    let election = Election {
+        client: Client::new(service, "faultline"),
+        ..election(false, chaos_mesh(0))
+    };
+    election.release().await;
+    assert_eq!(puts.load(Ordering::Relaxed), 2);
+}
+
+fn answer(code: u16, body: &serde_json::Value) -> Result<Response<Body>, kube::Error> {
+    let body = Body::from(serde_json::to_vec(body).unwrap());
+    Ok(Response::builder().status(code).body(body).unwrap())
 }
 
 /// A list with a Lease of Chaos Mesh that was renewed so many seconds ago.
