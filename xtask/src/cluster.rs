@@ -367,7 +367,7 @@ impl Cluster {
     }
 
     fn wait_for_node(&self, step: &Step, name: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(180);
+        let deadline = Instant::now() + Duration::from_secs(300);
         let console = self.console(name);
         loop {
             self.daemons.iter().try_for_each(Daemon::check)?;
@@ -384,7 +384,7 @@ impl Cluster {
             let text = String::from_utf8_lossy(&text);
             ensure!(
                 Instant::now() < deadline,
-                "{name} is not ready after 3 minutes; the end of its console:\n{}",
+                "{name} is not ready after 5 minutes; the end of its console:\n{}",
                 text.lines()
                     .rev()
                     .take(20)

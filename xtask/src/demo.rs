@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 use self::report::Report;
-use crate::{out::say, setup};
+use crate::{out::say, setup, vmtest};
 
 /// What to show.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -65,11 +65,12 @@ fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Resul
     // Where everything is in the cache, the cluster starts beside act one. Otherwise compilers run for
     // minutes, and act one need not wait for them, nor be disturbed by more than one.
     let beside = wants(Act::One) && wants(Act::Two) && setup::kube::is_built(root)?;
+    let binaries = wants(Act::One).then(|| vmtest::build(root)).transpose()?;
     let prepared = std::thread::scope(|scope| {
         let preparing = beside.then(|| scope.spawn(|| act_two::prepare(root)));
-        if wants(Act::One) {
+        if let Some(binaries) = &binaries {
             say!("Act one: one process of two is slowed, by hand, for five seconds.");
-            let fault = timed(report, "act one", |_| act_one::run(root))?;
+            let fault = timed(report, "act one", |_| act_one::run(root, binaries))?;
             say!("{}", fault.render());
             report.bare_machine = Some(fault);
         }

@@ -189,10 +189,11 @@ impl<'a> Lab<'a> {
     pub(crate) fn settled_paths(&self, since: u64, until: u64) -> Result<Vec<Path>> {
         let end = until.saturating_sub(nanos(Duration::from_secs(1)))..until;
         let limit = until + nanos(ANSWER_TIMEOUT) + nanos(OVERDUE_LIMIT);
+        sleep_until(until);
         loop {
             let asked = clock::now();
             let paths = self.paths(since)?;
-            if asked > until && (samples::all_answered(&paths, &end) || asked > limit) {
+            if samples::all_answered(&paths, &end) || asked > limit {
                 return Ok(paths);
             }
             std::thread::sleep(Duration::from_millis(300));

@@ -95,9 +95,9 @@ impl ControlPlane<'_> {
     /// Waits until the API server is ready.
     ///
     /// # Errors
-    /// If one of `daemons` ends, or it takes longer than a minute.
+    /// If one of `daemons` ends, or it takes longer than two minutes.
     pub(crate) fn wait(&self, step: &Step, daemons: &[Daemon]) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             for daemon in daemons {
                 daemon.check()?;
@@ -115,7 +115,7 @@ impl ControlPlane<'_> {
             }
             let answer = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             if Instant::now() > deadline {
-                bail!("the API server is not ready after a minute: {answer}");
+                bail!("the API server is not ready after two minutes: {answer}");
             }
             step.progress(answer);
             std::thread::sleep(Duration::from_millis(200));

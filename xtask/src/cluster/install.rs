@@ -8,7 +8,7 @@ use super::Cluster;
 use crate::step;
 
 /// How long an image may take to start on a slow node.
-const PATIENCE: &str = "--timeout=180s";
+const PATIENCE: &str = "--timeout=300s";
 
 /// What is in `deploy/` and has pods.
 const WORKLOADS: [&str; 2] = ["deployment/chaos-operator", "daemonset/chaos-agent"];

@@ -17,7 +17,6 @@ use crate::{
         kernel::Done,
         nanos,
         samples::{Path, Sign, Span, Stats},
-        sleep_until,
     },
     out::note,
     step,
@@ -97,7 +96,6 @@ impl<'a> Bench<'a> {
         let until = clock::now() + nanos(SPAN);
         let rules = self.lab.done(&armed)?;
         let counted = self.lab.counted(name)?.since(before);
-        sleep_until(until);
         let since = applied.asked - nanos(SPAN);
         let seen = Seen {
             paths: self.lab.settled_paths(since, until)?,

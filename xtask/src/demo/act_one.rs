@@ -11,7 +11,7 @@ use super::report::{Fault, Figures, Kernel, Spans};
 use crate::{
     lab::samples::{Fate, MS, Path, Sample, Sign, first_and_last},
     setup::kernels::Series,
-    vmtest,
+    vmtest::{self, Binaries},
 };
 
 /// What the machine runs.
@@ -47,14 +47,13 @@ struct Row {
 /// Boots the machine and returns what became of its fault.
 ///
 /// # Errors
-/// If the binaries do not build, the machine does not boot, or the fault did not come and go.
-pub(super) fn run(root: &FilePath) -> Result<Fault> {
-    let binaries = vmtest::build(root)?;
+/// If the machine does not boot, or the fault did not come and go.
+pub(super) fn run(root: &FilePath, binaries: &Binaries) -> Result<Fault> {
     let options = vmtest::Options {
         only: Some("demo::".to_owned()),
         ..vmtest::Options::default()
     };
-    let run = vmtest::boot(root, KERNEL, &binaries, &options)?;
+    let run = vmtest::boot(root, KERNEL, binaries, &options)?;
     if let Some(failed) = run.results.iter().find(|result| !result.is_good()) {
         bail!("{}", failed.line());
     }

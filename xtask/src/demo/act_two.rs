@@ -237,7 +237,6 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
     let verdict = lab.verdict(name, &after)?;
     let counted = lab.counted(name)?.since(before);
     step.progress("after");
-    sleep_until(until);
     let paths = lab.settled_paths(quiet_since, until)?;
     lab.delete(name)?;
 

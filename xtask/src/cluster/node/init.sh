@@ -105,12 +105,18 @@ if [ "$NODE" = 1 ]; then
 fi
 while ! [ -S /run/containerd/containerd.sock ]; do sleep 0.1; done
 say "containerd listens"
+# All at the same time, and before the kubelet: a pod whose image is not there yet waits for more than
+# that, and there are two CPUs.
+importing=
+for image in /run/node/images/*.tar; do
+    {
+        out=$(ctr -n k8s.io images import "$image" 2>&1) || say "failed to import $image: $out"
+    } &
+    importing="$importing $!"
+done
 keep kubelet --config=/run/node/kubelet.yaml --kubeconfig=/run/node/kubeconfig \
     --hostname-override="$NAME" --node-ip="192.168.99.$NODE,fd99::$(printf %x "$NODE")" &
-for image in /run/node/images/*.tar; do
-    ctr -n k8s.io images import "$image" >>/var/log/images.log 2>&1 ||
-        say "failed to import $image: $(tail -n 1 /var/log/images.log)"
-done
+wait $importing
 rm -rf /run/node/images
 say "images are imported"
 keep kube-proxy --config=/run/node/kube-proxy.yaml &
