@@ -28,7 +28,7 @@ tests![
 ];
 
 /// How long each fault lasts: long enough to be looked at while it acts.
-const LASTS: Duration = Duration::from_secs(8);
+const LASTS: Duration = Duration::from_secs(10);
 
 /// What the delay asks for.
 const DELAY: Duration = Duration::from_millis(100);
@@ -48,7 +48,7 @@ fn least(medians: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 fn a_delay_adds_what_is_asked_and_a_bystander_feels_nothing(bench: &Bench<'_>) -> Result<()> {
-    let delay = "  action: delay\n  delay: {latency: 100ms}\n  duration: 8s\n";
+    let delay = "  action: delay\n  delay: {latency: 100ms}\n  duration: 10s\n";
     let seen = bench.watch(&document("delay", "a", "b", delay), "delay", LASTS)?;
     // What is sent later waits until the deadline only.
     let during = seen.inner(DELAY);
@@ -126,7 +126,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
 ) -> Result<()> {
     // IPv6 has neighbours to solicit, which the kernel counts and no peer misses.
     bench.lab.introduce_all(false)?;
-    let loss = "  action: loss\n  loss: {loss: \"30\"}\n  duration: 8s\n  faultline: {sample: {seed: 42}}\n";
+    let loss = "  action: loss\n  loss: {loss: \"30\"}\n  duration: 10s\n  faultline: {sample: {seed: 42}}\n";
     let seen = bench.watch(&document("loss", "a", "b", loss), "loss", LASTS);
     bench.lab.introduce_all(true)?;
     let seen = seen?;
@@ -168,7 +168,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
 
 /// Runs a partition between `a` and `b`, and checks who is refused and that others are not.
 fn partition(bench: &Bench<'_>, direction: &str, refused: &[(&str, &str)]) -> Result<Seen> {
-    let rest = format!("  action: partition\n  direction: {direction}\n  duration: 8s\n");
+    let rest = format!("  action: partition\n  direction: {direction}\n  duration: 10s\n");
     let document = document(direction, "a", "b", &rest);
     let seen = bench.watch(&document, direction, LASTS)?;
     for (from, to) in refused {
