@@ -6,10 +6,9 @@ use anyhow::{Context, Result};
 use vm_tests::kernels::Kernels;
 
 use crate::{
-    ebpf,
+    image,
     initramfs::Initramfs,
     setup::{apt, kernels::Kernel, rust},
-    step::step,
 };
 
 /// The static binaries that go into the VM.
@@ -24,22 +23,7 @@ pub(crate) struct Binaries {
 /// If they do not compile.
 pub(crate) fn build(root: &Path) -> Result<Binaries> {
     apt::ensure()?;
-    let env = ebpf::cargo_env()?;
-    step("test binaries", |step| {
-        step.run(
-            rust::cargo()
-                .current_dir(root)
-                .args([
-                    "build",
-                    "--profile",
-                    "image",
-                    "--target",
-                    rust::STATIC_TARGET,
-                ])
-                .args(["--package", "vm-tests", "--package", "chaos-agent"])
-                .envs(env),
-        )
-    })?;
+    image::binaries(root)?;
     Ok(built(root))
 }
 
