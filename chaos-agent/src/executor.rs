@@ -23,11 +23,11 @@ use chaos_planner::observed::Counts;
 pub use self::arm::Prepared;
 pub use self::armed::{ArmError, Armed, ArmedRule, MechanismName, Place};
 pub use self::devices::Drained;
+pub use self::peers::PeerEntries;
 
 use self::allocate::Ids;
 use self::arm::open_inside;
 use self::devices::Devices;
-use self::peers::Entries;
 use self::rules::{lives, retain};
 use crate::kernel::maps::{Pinned, TargetKind};
 use crate::kernel::netns;
@@ -153,7 +153,7 @@ impl Executor {
                 self.maps.set_rule(rule.id, Rule::default())?;
             }
         }
-        self.remove_peers(&entries(armed), &Entries::default())?;
+        entries(armed).leave(&PeerEntries::default(), &mut self.maps)?;
         self.ids.give_back(lives(armed));
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Executor {
         let old = entries(armed);
         let before = std::mem::replace(&mut armed.fault, fault.clone());
         let new = entries(armed);
-        let result = self.insert_peers(&old, &new).and_then(|()| {
+        let result = old.enter(&new, &mut self.maps).and_then(|()| {
             let Effect::Network(effect) = &armed.fault.effect;
             // Networks may be the first, or the last.
             for rule in &armed.rules {
@@ -251,45 +251,15 @@ impl Executor {
                     self.maps.set_rule(rule.id, held)?;
                 }
             }
-            self.remove_peers(&old, &new)
+            old.leave(&new, &mut self.maps)
         });
         if result.is_err() {
             // What is in no list would never be removed.
-            drop(self.insert_peers(&new, &old));
-            drop(self.remove_peers(&new, &old));
+            drop(new.enter(&old, &mut self.maps));
+            drop(new.leave(&old, &mut self.maps));
             armed.fault = before;
         }
         result
-    }
-
-    /// Writes what is in `new` and not, or otherwise, in `old`.
-    fn insert_peers(&mut self, old: &Entries, new: &Entries) -> Result<(), MapError> {
-        for (key, what) in &new.peers {
-            if old.peers.get(key) != Some(what) {
-                self.maps.set_peer(*key, *what)?;
-            }
-        }
-        for ((prefix, key), net) in &new.nets {
-            if old.nets.get(&(*prefix, *key)) != Some(net) {
-                self.maps.set_net(*prefix, *key, *net)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what is in `old` only.
-    fn remove_peers(&mut self, old: &Entries, new: &Entries) -> Result<(), MapError> {
-        for (prefix, key) in old.nets.keys() {
-            if !new.nets.contains_key(&(*prefix, *key)) {
-                self.maps.remove_net(*prefix, *key)?;
-            }
-        }
-        for key in old.peers.keys() {
-            if !new.peers.contains_key(key) {
-                self.maps.remove_peer(*key)?;
-            }
-        }
-        Ok(())
     }
 
     /// What the kernel counted, and the CLOCK_MONOTONIC nanoseconds of the first hit.
@@ -418,7 +388,7 @@ impl Load {
 }
 
 /// What the maps hold of a fault's peers.
-fn entries(armed: &Armed) -> Entries {
+fn entries(armed: &Armed) -> PeerEntries {
     let Effect::Network(effect) = &armed.fault.effect;
-    Entries::of(armed.peer_set, effect.peers.as_deref().unwrap_or_default())
+    PeerEntries::of(armed.peer_set, effect.peers.as_deref().unwrap_or_default())
 }

@@ -106,7 +106,8 @@ fn behind_ipv4(skb: &SkBuff) -> Option<(u8, u32)> {
         return None;
     }
     let [protocol] = load(skb, 9)?;
-    Some((protocol, u32::from(version_and_length & 0xf) * 4))
+    let length = u32::from(version_and_length & 0xf) * 4;
+    (length >= 20).then_some((protocol, length))
 }
 
 /// The same for IPv6, behind at most 6 extension headers (RFC 8200 section 4.1 has no more kinds

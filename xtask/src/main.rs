@@ -8,6 +8,7 @@ mod cluster_tests;
 mod codegen;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod initramfs;
 mod lab;
@@ -83,6 +84,8 @@ enum Task {
         #[command(flatten)]
         options: vmtest::Options,
     },
+    /// Try random packets: the packet program's verdicts against those of a model, on this machine
+    Fuzz(fuzz::Options),
     /// Run all tests: format, house rules, lints, unit tests, machines with each kernel
     Test(test::Options),
     /// Check the house rules alone
@@ -127,6 +130,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Ebpf => ebpf::run(&root)?,
         Task::Codegen { check } => codegen::run(check)?,
         Task::Vm { kernel, options } => return vmtest::run(&root, kernel, &options),
+        Task::Fuzz(options) => fuzz::run(&root, &options)?,
         Task::Test(options) => return test::run(&root, &options),
         Task::Tidy => return tidy::run(&root),
     }

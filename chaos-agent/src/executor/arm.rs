@@ -10,9 +10,10 @@ use chaos_planner::capabilities::{Capabilities, Mechanism};
 use chaos_planner::choose::choose;
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 
-use super::peers::Entries;
 use super::rules::{cgroup_device, kernel_rule};
-use super::{ArmError, Armed, ArmedRule, Executor, Load, MechanismName, Place, entries};
+use super::{
+    ArmError, Armed, ArmedRule, Executor, Load, MechanismName, PeerEntries, Place, entries,
+};
 use crate::kernel::clock;
 use crate::kernel::netlink::Netlink;
 use crate::mechanism::tc_egress::TcEgress;
@@ -151,7 +152,7 @@ impl Executor {
                 self.devices.attach(rule.key, netlink, effect.delay)?;
             }
         }
-        self.insert_peers(&Entries::default(), &entries(armed))?;
+        PeerEntries::default().enter(&entries(armed), &mut self.maps)?;
         self.tell_depths(load)?;
         for rule in &armed.rules {
             self.maps.reset_counters(rule.id)?;

@@ -1,4 +1,4 @@
-//! From the peers of a fault to the entries of `PEERS` and `NETS`. Pure.
+//! From the peers of a fault to the entries of `PEERS` and `NETS`.
 //!
 //! The kernel asks one entry: that of the address, else that of the longest prefix. So each entry
 //! says what all peers that contain it say together.
@@ -6,20 +6,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
+use aya::maps::MapError;
 use chaos_abi::network::{Net, NetKey, PeerKey, ports};
 use chaos_planner::fault::Peer;
 use ipnet::IpNet;
+
+use crate::kernel::maps::Pinned;
 
 /// Prefix length of an address in the space of IPv6.
 const ADDRESS: u8 = 128;
 
 /// What the maps hold for one set of peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Entries {
+pub struct PeerEntries {
     /// Of `PEERS`.
-    pub(super) peers: BTreeMap<PeerKey, u8>,
+    peers: BTreeMap<PeerKey, u8>,
     /// Of `NETS`, with the length of the prefix behind [`NetKey::EXACT`].
-    pub(super) nets: BTreeMap<(u32, NetKey), Net>,
+    nets: BTreeMap<(u32, NetKey), Net>,
 }
 
 /// Ports that are meant; `None` is every packet.
@@ -60,10 +63,10 @@ impl Prefix {
     }
 }
 
-impl Entries {
+impl PeerEntries {
     /// Those of this set. The time is linear in the number of peers times the number of different
     /// prefix lengths.
-    pub(super) fn of(set: u32, peers: &[Peer]) -> Self {
+    pub fn of(set: u32, peers: &[Peer]) -> Self {
         let mut said: BTreeMap<Prefix, Ports> = BTreeMap::new();
         for peer in peers {
             let ports = said
@@ -89,6 +92,42 @@ impl Entries {
             entries.insert(set, *prefix, together);
         }
         entries
+    }
+
+    /// Writes what is in `new` and not, or otherwise, in these.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn enter(&self, new: &Self, maps: &mut Pinned) -> Result<(), MapError> {
+        for (key, what) in &new.peers {
+            if self.peers.get(key) != Some(what) {
+                maps.set_peer(*key, *what)?;
+            }
+        }
+        for ((prefix, key), net) in &new.nets {
+            if self.nets.get(&(*prefix, *key)) != Some(net) {
+                maps.set_net(*prefix, *key, *net)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is in these and not in `new`.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn leave(&self, new: &Self, maps: &mut Pinned) -> Result<(), MapError> {
+        for (prefix, key) in self.nets.keys() {
+            if !new.nets.contains_key(&(*prefix, *key)) {
+                maps.remove_net(*prefix, *key)?;
+            }
+        }
+        for key in self.peers.keys() {
+            if !new.peers.contains_key(key) {
+                maps.remove_peer(*key)?;
+            }
+        }
+        Ok(())
     }
 
     fn insert(&mut self, set: u32, prefix: Prefix, ports: Ports) {
@@ -136,7 +175,7 @@ mod tests {
     }
 
     /// What the kernel answers, see `chaos-ebpf/src/peers.rs`.
-    fn is_meant(entries: &Entries, addr: std::net::IpAddr, port: u16) -> bool {
+    fn is_meant(entries: &PeerEntries, addr: std::net::IpAddr, port: u16) -> bool {
         let (family, addr) = match addr {
             std::net::IpAddr::V4(v4) => (4, v4.to_ipv6_mapped()),
             std::net::IpAddr::V6(v6) => (6, v6),
@@ -174,19 +213,19 @@ mod tests {
 
     #[test]
     fn an_address_is_one_entry_and_a_network_is_another() {
-        let entries = Entries::of(7, &[peer("10.0.0.1/32", 0), peer("10.0.0.0/8", 80)]);
+        let entries = PeerEntries::of(7, &[peer("10.0.0.1/32", 0), peer("10.0.0.0/8", 80)]);
         assert_eq!((entries.peers.len(), entries.nets.len()), (2, 1));
     }
 
     #[test]
     fn both_spellings_of_an_ipv4_peer_are_one() {
-        let plain = Entries::of(4, &[peer("10.0.0.1/32", 0)]);
-        assert_eq!(plain, Entries::of(4, &[peer("::ffff:10.0.0.1/128", 0)]));
+        let plain = PeerEntries::of(4, &[peer("10.0.0.1/32", 0)]);
+        assert_eq!(plain, PeerEntries::of(4, &[peer("::ffff:10.0.0.1/128", 0)]));
     }
 
     #[test]
     fn a_wide_network_stays_open_beside_a_narrow_one_with_a_port() {
-        let entries = Entries::of(1, &[peer("10.0.0.0/8", 0), peer("10.1.0.0/16", 80)]);
+        let entries = PeerEntries::of(1, &[peer("10.0.0.0/8", 0), peer("10.1.0.0/16", 80)]);
         let addr = "10.1.2.3".parse().expect("an address");
         assert!(is_meant(&entries, addr, 443));
         assert!(!is_meant(
@@ -198,7 +237,7 @@ mod tests {
 
     #[test]
     fn every_ipv6_address_is_no_ipv4_address() {
-        let entries = Entries::of(1, &[peer("::/0", 0)]);
+        let entries = PeerEntries::of(1, &[peer("::/0", 0)]);
         assert!(!is_meant(
             &entries,
             "10.0.0.1".parse().expect("an address"),
@@ -226,7 +265,7 @@ mod tests {
             let expected = peers.iter().any(|peer| {
                 peer.net().contains(&addr) && peer.port().is_none_or(|wanted| wanted == port)
             });
-            prop_assert_eq!(is_meant(&Entries::of(1, &peers), addr, port), expected);
+            prop_assert_eq!(is_meant(&PeerEntries::of(1, &peers), addr, port), expected);
         }
     }
 }

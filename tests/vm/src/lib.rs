@@ -73,6 +73,8 @@ mod demo;
 #[cfg(feature = "guest")]
 mod faults;
 #[cfg(feature = "guest")]
+pub mod fuzz;
+#[cfg(feature = "guest")]
 pub mod kmsg;
 #[cfg(feature = "guest")]
 pub mod netns;

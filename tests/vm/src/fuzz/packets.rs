@@ -1,0 +1,187 @@
+//! Random rules and packets that meet: few addresses, few ports, and every now and then damage.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use chaos_abi::RULES_PER_TARGET;
+use chaos_abi::sample::{ALWAYS, Stream, draw};
+use chaos_planner::fault::Peer;
+use ipnet::IpNet;
+
+use super::model::ModelRule;
+
+/// Numbers that follow from a seed.
+pub(super) struct Random {
+    seed: u64,
+    n: u64,
+}
+
+impl Random {
+    pub(super) fn new(seed: u64, round: u64) -> Self {
+        let [high, low] =
+            [1, 2].map(|n| u64::from(draw(seed ^ round.rotate_left(32), Stream::Sample, n)));
+        Self {
+            seed: high << 32 | low,
+            n: 0,
+        }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.n += 1;
+        draw(self.seed, Stream::Sample, self.n)
+    }
+
+    fn below(&mut self, limit: u32) -> u32 {
+        self.next() % limit
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len() as u32) as usize]
+    }
+
+    fn chance(&mut self, one_in: u32) -> bool {
+        self.below(one_in) == 0
+    }
+}
+
+/// An address that others are near.
+fn address(random: &mut Random) -> IpAddr {
+    let last = random.below(16);
+    if random.chance(2) {
+        IpAddr::V4(Ipv4Addr::from(
+            random.one_of(&[0x0a00_0000, 0x0a01_0000]) + last,
+        ))
+    } else {
+        let high = random.one_of(&[0xfd00_u128 << 112, 0xfd01 << 112]);
+        IpAddr::V6(Ipv6Addr::from(high + u128::from(last)))
+    }
+}
+
+fn peer(random: &mut Random) -> Peer {
+    let address = address(random);
+    let most: u8 = if address.is_ipv4() { 32 } else { 128 };
+    let length = random.one_of(&[most, most, most - 1, most - 3, most - 20, 7, 0]);
+    let net = IpNet::new(address, length).unwrap_or_else(|_| address.into());
+    Peer::new(net, random.chance(2).then(|| random.below(4) as u16 + 1))
+}
+
+pub(super) fn rules(random: &mut Random) -> Vec<ModelRule> {
+    let count = 1 + random.below(RULES_PER_TARGET as u32);
+    (1..=count)
+        .map(|id| ModelRule {
+            id,
+            generation: 1 + random.below(1000),
+            is_past: random.chance(8),
+            is_void: random.chance(8),
+            observe: random.chance(4),
+            peers: (!random.chance(6)).then(|| {
+                let peers = random.below(6);
+                (0..peers).map(|_| peer(random)).collect()
+            }),
+            seed: u64::from(random.next()),
+            sample: random.one_of(&[ALWAYS, ALWAYS, ALWAYS / 2, 0]),
+            first: random.one_of(&[0, 0, 0, 5]),
+            every: random.one_of(&[0, 0, 1, 3]),
+            loss: random.one_of(&[ALWAYS, ALWAYS / 2, ALWAYS / 10, 0]),
+            next: 0,
+            matched: 0,
+            injected: 0,
+            would_inject: 0,
+        })
+        .collect()
+}
+
+/// An Ethernet frame of 15 bytes at least: that much the kernel wants.
+pub(super) fn packet(random: &mut Random) -> Vec<u8> {
+    let mut frame = vec![2; 12];
+    let to = address(random);
+    let kind: u16 = match to {
+        _ if random.chance(20) => random.one_of(&[0x0806, 0x8100, 0x88cc, 0x0001]),
+        IpAddr::V4(_) => 0x0800,
+        IpAddr::V6(_) => 0x86dd,
+    };
+    frame.extend(kind.to_be_bytes());
+    match to {
+        IpAddr::V4(to) => ipv4(&mut frame, to, random),
+        IpAddr::V6(to) => ipv6(&mut frame, to, random),
+    }
+    if random.chance(4) {
+        for _ in 0..=random.below(3) {
+            let place = random.below(frame.len() as u32) as usize;
+            frame[place] = random.next() as u8;
+        }
+    }
+    if random.chance(8) {
+        frame.truncate(15 + random.below(frame.len() as u32 - 15) as usize);
+    }
+    frame
+}
+
+/// It says IP and does not hold a whole header.
+pub(super) fn is_cut(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.len() < 14 + 20,
+        Some([0x86, 0xdd]) => frame.len() < 14 + 40,
+        _ => false,
+    }
+}
+
+fn protocol(random: &mut Random) -> u8 {
+    random.one_of(&[6, 17, 17, 33, 132, 136, 1, 58, 50])
+}
+
+fn transport(frame: &mut Vec<u8>, random: &mut Random) {
+    let port = random.below(6) as u16;
+    frame.extend([0x30, 0x39]);
+    frame.extend(port.to_be_bytes());
+    let payload = random.below(40) as usize;
+    frame.extend(std::iter::repeat_n(0x5a, 4 + payload));
+}
+
+fn ipv4(frame: &mut Vec<u8>, to: Ipv4Addr, random: &mut Random) {
+    let words = random.one_of(&[5_u8, 5, 5, 6, 15]);
+    let mut header = vec![0; usize::from(words) * 4];
+    header[0] = 0x40 | words;
+    header[8] = 64;
+    header[9] = protocol(random);
+    if random.chance(8) {
+        let fragment = random.one_of(&[0x2000_u16, 0x2001, 0x00b9, 0x4000]);
+        header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    }
+    header[12..16].copy_from_slice(&[10, 9, 9, 9]);
+    header[16..20].copy_from_slice(&to.octets());
+    frame.extend(header);
+    transport(frame, random);
+}
+
+fn ipv6(frame: &mut Vec<u8>, to: Ipv6Addr, random: &mut Random) {
+    let extensions: Vec<u8> = (0..random.below(8).saturating_sub(3))
+        .map(|_| random.one_of(&[0, 43, 44, 51, 60]))
+        .collect();
+    let last = protocol(random);
+    let mut chain = extensions.iter().copied().chain([last]);
+    let mut header = vec![0; 40];
+    header[0] = 0x60;
+    header[6] = chain.next().unwrap_or(last);
+    header[7] = 64;
+    header[8] = 0xfd;
+    header[24..40].copy_from_slice(&to.octets());
+    frame.extend(header);
+    for (kind, next) in extensions.iter().zip(chain) {
+        let units = random.below(3) as u8;
+        let length = match kind {
+            44 => 8,
+            51 => (usize::from(units) + 2) * 4,
+            _ => (usize::from(units) + 1) * 8,
+        };
+        let mut extension = vec![0; length];
+        extension[0] = next;
+        if *kind == 44 {
+            let offset = random.one_of(&[0_u16, 0, 1, 0x0008, 0xfff8]);
+            extension[2..4].copy_from_slice(&offset.to_be_bytes());
+        } else {
+            extension[1] = units;
+        }
+        frame.extend(extension);
+    }
+    transport(frame, random);
+}
