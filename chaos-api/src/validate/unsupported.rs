@@ -114,14 +114,6 @@ pub const NETWORK_GAPS: &[Gap] = &[
         advice: "remove it; loss without correlation is built",
     },
     Gap {
-        field: "targetDevice",
-        asked: |spec| not_empty(spec.target_device.as_ref()),
-        cel: "has(self.targetDevice) && self.targetDevice != ''",
-        cel_value: "self.targetDevice",
-        rule: "a device of its own for the target is not built yet",
-        advice: "remove it; eth0 is used",
-    },
-    Gap {
         field: "remoteCluster",
         asked: |spec| not_empty(spec.lifecycle.remote_cluster.as_ref()),
         cel: "has(self.remoteCluster) && self.remoteCluster != ''",

@@ -155,7 +155,15 @@ fn share(
         id,
         pod,
     );
-    fault.effect = Some(Effect::Network(effect(&chaos.spec, ways, peers)));
+    let device = if is_source {
+        &chaos.spec.device
+    } else {
+        &chaos.spec.target_device
+    };
+    fault.effect = Some(Effect::Network(NetworkEffect {
+        device: device.clone().unwrap_or_default(),
+        ..effect(&chaos.spec, ways, peers)
+    }));
     Ok(Share::Fault {
         node: node.to_owned(),
         fault: Box::new(fault),
@@ -271,7 +279,7 @@ fn effect(
     NetworkEffect {
         egress: ways.egress,
         ingress: ways.ingress,
-        device: spec.device.clone().unwrap_or_default(),
+        device: String::new(),
         all_peers: peers.is_none(),
         peers: peers.iter().flatten().map(peer).collect(),
         drop: !shaping,

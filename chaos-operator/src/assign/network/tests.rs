@@ -271,6 +271,23 @@ fn addresses_of_both_families_are_peers() {
 }
 
 #[test]
+fn each_side_has_its_device() {
+    let spec = "{action: partition, mode: all, selector: {}, device: net1, targetDevice: net2,
+        target: {mode: all, selector: {}}}";
+    let devices: Vec<String> = assigned(spec, "a > c", &four())
+        .iter()
+        .map(|one| match &one.share {
+            Share::Fault { fault, .. } => match &fault.effect {
+                Some(Effect::Network(effect)) => effect.device.clone(),
+                None => panic!("it is a network fault"),
+            },
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(devices, ["net1", "net2"]);
+}
+
+#[test]
 fn the_fault_says_who_where_how_and_for_whom() {
     let spec = "{action: netem, mode: all, selector: {}, device: eth1@if3,
         delay: {latency: 1.5ms}, loss: {loss: '0.5'},
