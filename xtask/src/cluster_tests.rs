@@ -114,6 +114,7 @@ fn cluster(root: &Path) -> Result<(Cluster, bool)> {
 fn run_all(cluster: &Cluster, chosen: &[&Test], results: &mut Vec<TestResult>) -> Result<()> {
     let lab = Lab::start(cluster, bench::NAMESPACE, &bench::PODS, true)?;
     let bench = Bench::new(&lab);
+    step::step("devices of the pods", |_| bench.prepare_devices())?;
     for test in chosen.iter().skip(results.len()) {
         let started = Instant::now();
         let done = step::step(test.name, |_| (test.run)(&bench));

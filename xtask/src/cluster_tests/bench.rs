@@ -80,6 +80,19 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Gives the devices of the pods their clsact. Adding it stops a device for a moment, and what
+    /// the pod sends in that moment is lost: a known fault (ARCHITECTURE.md), which would be taken
+    /// for one of the experiments here. An experiment that only counts adds it, too; it stays.
+    ///
+    /// # Errors
+    /// If the experiment cannot be run.
+    pub(super) fn prepare_devices(&self) -> Result<()> {
+        let counts = "  action: loss\n  loss: {loss: \"1\"}\n  faultline: {mode: Observe}\n  direction: both\n";
+        self.lab.apply(&document("devices", "a", "b", counts))?;
+        self.injected("devices")?;
+        self.sweep()
+    }
+
     /// Applies an experiment of this duration, and waits until it is over.
     pub(super) fn watch(&self, document: &str, name: &str, lasts: Duration) -> Result<Seen> {
         let before = self.lab.counted(name)?;
