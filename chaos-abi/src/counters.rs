@@ -13,6 +13,10 @@ pub struct Counters {
     pub injected: u64,
     /// Those that it would have been done to, in mode Observe.
     pub would_inject: u64,
+    /// Those of `injected` that were dropped because the queue of a shaper was full.
+    pub overflowed: u64,
+    /// Those of `injected` that were dropped because too much was waiting on the device already.
+    pub over_budget: u64,
     /// Those where a BPF helper failed; the packet went its way without the fault.
     pub failed: u64,
     /// CLOCK_MONOTONIC nanoseconds of the first injection on this CPU; 0 before it.
@@ -27,6 +31,8 @@ impl Counters {
         self.matched += other.matched;
         self.injected += other.injected;
         self.would_inject += other.would_inject;
+        self.overflowed += other.overflowed;
+        self.over_budget += other.over_budget;
         self.failed += other.failed;
         self.last_ns = self.last_ns.max(other.last_ns);
         self.first_ns = match (self.first_ns, other.first_ns) {
@@ -46,6 +52,8 @@ mod tests {
         let a = Counters {
             matched: 5,
             injected: 2,
+            overflowed: 1,
+            over_budget: 1,
             first_ns: 70,
             last_ns: 90,
             ..idle
@@ -66,6 +74,8 @@ mod tests {
             Counters {
                 matched: 6,
                 injected: 3,
+                overflowed: 1,
+                over_budget: 1,
                 first_ns: 60,
                 last_ns: 90,
                 ..idle

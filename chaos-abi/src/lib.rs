@@ -10,10 +10,12 @@
 pub mod control;
 pub mod counters;
 pub mod network;
+pub mod pace;
 pub mod sample;
+pub mod verdict;
 
 /// Version of every layout in this crate; part of the pin path.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Length of `RULES`: the most rules that one mechanism family holds on a node.
 pub const MAX_RULES: u32 = 16_384;

@@ -3,6 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::RULES_PER_TARGET;
+use crate::pace::Bucket;
+use crate::sample::{ALWAYS, Chance};
 
 /// Names a rule in `RULES` and says which life of that slot is meant: a slot that was freed and
 /// handed out again has another generation, and then the reference is void.
@@ -15,10 +17,27 @@ pub struct RuleRef {
     pub generation: u32,
 }
 
+impl RuleRef {
+    /// As one argument of a BPF function.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        (self.generation as u64) << 32 | self.id as u64
+    }
+
+    /// The other way.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self {
+            id: bits as u32,
+            generation: (bits >> 32) as u32,
+        }
+    }
+}
+
 /// Value of `TARGETS`: the rules of one target.
 ///
 /// The key is a `u64`: the cgroup id for `cgroup_drop`; for `tc_egress` the slot of a network
-/// device, which the filter carries as its classid (1 to 65 535).
+/// device, which the filter carries as its classid (1 to [`MAX_TARGETS`] - 1).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Target {
@@ -30,8 +49,18 @@ pub struct Target {
     pub detour_in: u32,
     /// `tc_egress`: ifindex of the end of the detour that they come out of; 0 without one.
     pub detour_out: u32,
+    /// `tc_egress`: the most that may wait in the detour, in [`waiting_units`].
+    pub budget: u32,
+    /// `tc_egress`: bits of [`target_flag`].
+    pub flags: u32,
     /// Always 0.
     pub reserved: u32,
+}
+
+/// Bits of [`Target::flags`].
+pub mod target_flag {
+    /// The detour computes checksums, for rules that corrupt; so it cuts segments as well.
+    pub const SEGMENTS: u32 = 1 << 0;
 }
 
 /// Bits of [`Rule::flags`].
@@ -48,6 +77,8 @@ pub mod flag {
     pub const DROP: u32 = 1 << 4;
     /// Beside [`PEERS`]: also a network in `NETS` under [`super::Rule::peer_set`].
     pub const NETS: u32 = 1 << 5;
+    /// Some packets are hit and others are not, see [`super::Rule::draws`].
+    pub const DRAWS: u32 = 1 << 6;
 }
 
 /// One fault on one target.
@@ -73,16 +104,68 @@ pub struct Rule {
     pub sample_first: u64,
     /// `sample.every`: only each so many-th matching packet; 0 and 1 are all.
     pub sample_every: u64,
-    /// Probability of loss as a [`crate::sample::Threshold`]; `tc_egress` only.
-    pub loss_threshold: u64,
-    /// Nanoseconds that a packet waits; 0 is no delay; `tc_egress` only.
+    /// Loss; this and what follows up to [`Self::buckets`] by `tc_egress` only.
+    pub loss: Chance,
+    /// A copy is sent, too.
+    pub duplicate: Chance,
+    /// A bit is flipped.
+    pub corrupt: Chance,
+    /// It is not delayed, and so overtakes others.
+    pub reorder: Chance,
+    /// Only each so many-th packet may overtake; 0 and 1 are all.
+    pub reorder_gap: u64,
+    /// Nanoseconds that a packet waits; 0 is no delay.
     pub delay_ns: u64,
+    /// Nanoseconds that the delay varies to either side.
+    pub jitter_ns: u64,
+    /// Correlation of the jitter as a [`crate::sample::Threshold`].
+    pub jitter_correlation: u64,
+    /// `rate`, `bandwidth`, and the peak rate of `bandwidth`: a packet passes all three.
+    pub buckets: [Bucket; BUCKETS],
     /// Only packets of sockets in this cgroup; 0 is all. `tc_egress` on a device that others use too.
     pub cgroup_id: u64,
     /// Depth of [`Self::cgroup_id`] below the root of the hierarchy (the root is 0).
     pub cgroup_depth: u32,
     /// Always 0.
     pub reserved: u32,
+}
+
+impl Rule {
+    /// Whether packets of this rule need a number, to be drawn for or counted by it. Without, an
+    /// atomic add on a word that all CPUs share is spared.
+    pub const fn draws(&self) -> bool {
+        self.sample_threshold < ALWAYS
+            || self.sample_first != 0
+            || self.sample_every > 1
+            || self.jitter_ns != 0
+            || self.loss.is_drawn()
+            || self.duplicate.is_drawn()
+            || self.corrupt.threshold != 0
+            || self.reorder.is_drawn()
+    }
+}
+
+/// Value of `STATE`: what a rule's packets change, on all CPUs. Starts as zeroes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct State {
+    /// Number of the next matching packet; counted for rules with [`flag::DRAWS`] only.
+    pub sequence: u64,
+    /// Packets that were delayed since the last that overtook; counted with a
+    /// [`Rule::reorder_gap`] only.
+    pub in_order: u64,
+    /// The clocks of [`Rule::buckets`].
+    pub clocks: [u64; BUCKETS],
+}
+
+/// Length of [`Rule::buckets`].
+pub const BUCKETS: usize = 3;
+
+/// What a packet that waits counts against [`Target::budget`]: its bytes and a kilobyte for the
+/// kernel's own, in kilobytes.
+#[inline(always)]
+pub const fn waiting_units(bytes: u32) -> u32 {
+    1 + bytes.div_ceil(1024)
 }
 
 /// Key of `PEERS`: one address of one set, or one port of an address or network that is limited to
@@ -147,7 +230,7 @@ pub const MAX_PEERS: u32 = 262_144;
 /// Length of `NETS`: networks of all rules of a node.
 pub const MAX_NETS: u32 = 65_536;
 
-/// Length of `TARGETS`.
+/// Length of `TARGETS`, and of `WAITING`: slots of devices are below it.
 pub const MAX_TARGETS: u32 = 4_096;
 
 /// Length of `DEPTHS`: how many different depths of target cgroups a node can have at a time.
@@ -161,6 +244,16 @@ pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
     ]
 }
 
+/// A delay that varies by up to `jitter_ns` to either side, evenly over all draws; not below 0.
+#[inline(always)]
+pub const fn jittered(delay_ns: u64, jitter_ns: u64, draw: u32) -> u64 {
+    let span = jitter_ns.saturating_mul(2);
+    let draw = draw as u64;
+    // span * draw / 2^32, which would not fit into 64 bits
+    let above = (span >> 32) * draw + (((span & 0xffff_ffff) * draw) >> 32);
+    delay_ns.saturating_add(above).saturating_sub(jitter_ns)
+}
+
 /// The deadline of a packet that is delayed now: never later than the rule's own deadline, so
 /// that nothing is held back after the fault has ended. All in CLOCK_MONOTONIC nanoseconds.
 #[inline(always)]
@@ -170,8 +263,9 @@ pub const fn release_at(now_ns: u64, delay_ns: u64, deadline_ns: u64) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<Target>() == 8 * RULES_PER_TARGET + 16);
-    assert!(size_of::<Rule>() == 88);
+    assert!(size_of::<Target>() == 8 * RULES_PER_TARGET + 24);
+    assert!(size_of::<Rule>() == 240);
+    assert!(size_of::<State>() == 40);
     assert!(size_of::<PeerKey>() == 24);
     assert!(size_of::<NetKey>() == 24);
     assert!(size_of::<Net>() == 20);
@@ -192,5 +286,43 @@ mod tests {
         assert_eq!(release_at(100, 50, 1000), 150);
         assert_eq!(release_at(980, 50, 1000), 1000);
         assert_eq!(release_at(u64::MAX - 1, 50, 1000), 1000);
+    }
+
+    #[test]
+    fn a_jitter_is_even_and_never_negative() {
+        const MS: u64 = 1_000_000;
+        assert_eq!(jittered(100 * MS, 10 * MS, 0), 90 * MS);
+        assert_eq!(jittered(100 * MS, 10 * MS, 1 << 31), 100 * MS);
+        assert_eq!(
+            jittered(100 * MS, 10 * MS, u32::MAX) / 1_000,
+            110 * 1_000 - 1
+        );
+        assert_eq!(jittered(10 * MS, 30 * MS, 0), 0);
+        let hour = 3_600_000 * MS;
+        assert_eq!(jittered(hour, hour, 1 << 31), hour);
+    }
+
+    #[test]
+    fn only_rules_that_choose_draw() {
+        let all = Rule {
+            sample_threshold: ALWAYS,
+            loss: Chance::of_ppm(1_000_000, 0),
+            delay_ns: 5,
+            ..Rule::default()
+        };
+        assert!(!all.draws());
+        let jitter = Rule {
+            jitter_ns: 1,
+            ..all
+        };
+        let first = Rule {
+            sample_first: 3,
+            ..all
+        };
+        let loss = Rule {
+            loss: Chance::of_ppm(1, 0),
+            ..all
+        };
+        assert!([jitter, first, loss].iter().all(Rule::draws));
     }
 }

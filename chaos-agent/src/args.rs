@@ -47,6 +47,16 @@ pub struct HostArgs {
     /// procfs of the host.
     #[arg(long, global = true, default_value = "/proc", value_name = "DIR")]
     pub proc_root: PathBuf,
+    /// How much of a target's traffic may wait on one of its devices; what is more is dropped and
+    /// the fault is degraded. Bytes, or with KiB, MiB or GiB.
+    #[arg(
+        long,
+        global = true,
+        default_value = "64MiB",
+        value_name = "BYTES",
+        value_parser = bytes
+    )]
+    pub delay_budget: u64,
 }
 
 impl HostArgs {
@@ -57,7 +67,22 @@ impl HostArgs {
             run_dir: self.run_dir.clone(),
             cgroup_root: self.cgroup_root.clone(),
             proc_root: self.proc_root.clone(),
+            delay_budget: self.delay_budget,
         }
+    }
+}
+
+/// `64MiB`, or plain bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = [("KiB", 10), ("MiB", 20), ("GiB", 30)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, 1_u64 << shift)))
+        .unwrap_or((text, 1));
+    let bytes = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    match bytes {
+        Some(bytes @ 1_048_576..) => Ok(bytes),
+        Some(_) => Err("must be at least 1MiB".to_owned()),
+        None => Err("must be a whole number, with KiB, MiB or GiB or for bytes".to_owned()),
     }
 }
 
@@ -201,6 +226,10 @@ mod tests {
             ("chaos-agent recover ns/name --json", true),
             ("chaos-agent --json maps dump RULES --raw", true),
             ("chaos-agent maps", false),
+            ("chaos-agent run --delay-budget 256MiB", true),
+            ("chaos-agent run --delay-budget 1048576", true),
+            ("chaos-agent run --delay-budget 64MB", false),
+            ("chaos-agent run --delay-budget 1KiB", false),
         ] {
             assert_eq!(parse(line).is_ok(), accepted, "{line}");
         }

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use aya::maps::MapError;
 use chaos_abi::control;
+use chaos_abi::counters::Counters;
 use chaos_abi::network::{Rule, RuleRef, Target};
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 use chaos_planner::observed::Counts;
@@ -47,7 +48,8 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Takes over maps and programs. `devices` are those that a predecessor attached to.
+    /// Takes over maps and programs. `devices` are those that a predecessor attached to; `budget` is
+    /// the most that may wait on each, in [`chaos_abi::network::waiting_units`].
     pub fn new(
         maps: Pinned,
         finder: Finder,
@@ -55,9 +57,10 @@ impl Executor {
         cgroup_drop: Option<CgroupDrop>,
         tc_egress: Option<TcEgress>,
         devices: Vec<Device>,
+        budget: u32,
     ) -> Self {
         let root_netns = netns::inode(&proc_root.join("1/ns/net")).unwrap_or(0);
-        let devices = Devices::new(tc_egress, proc_root, devices);
+        let devices = Devices::new(tc_egress, proc_root, devices, budget);
         let ids = Ids::default();
         Self {
             maps,
@@ -180,6 +183,11 @@ impl Executor {
         self.devices.drain(&mut self.maps)
     }
 
+    /// Corrects what the kernel takes for waiting, where that is not so.
+    pub fn relieve(&mut self) {
+        self.devices.relieve(&mut self.maps);
+    }
+
     /// Whether this fault has left anything in the kernel, its device included.
     ///
     /// # Errors
@@ -267,17 +275,11 @@ impl Executor {
     /// # Errors
     /// What the kernel answers.
     pub fn counts(&self, armed: &Armed) -> Result<(Counts, Option<u64>), MapError> {
-        let mut sum = chaos_abi::counters::Counters::default();
+        let mut sum = Counters::default();
         for rule in &armed.rules {
             sum.merge(&self.maps.counters(rule.id)?);
         }
-        let counts = Counts {
-            matched: sum.matched,
-            injected: sum.injected,
-            would_inject: sum.would_inject,
-            failed: sum.failed,
-        };
-        Ok((counts, (sum.first_ns != 0).then_some(sum.first_ns)))
+        Ok((counts(&sum), (sum.first_ns != 0).then_some(sum.first_ns)))
     }
 
     /// Whether the target, which has other processes now, is still in the namespace that the fault
@@ -364,6 +366,18 @@ impl Executor {
             self.maps.set_depth(index, depth)?;
         }
         Ok(())
+    }
+}
+
+/// What the kernel counted, in the planner's words.
+pub fn counts(counters: &Counters) -> Counts {
+    Counts {
+        matched: counters.matched,
+        injected: counters.injected,
+        would_inject: counters.would_inject,
+        failed: counters.failed,
+        overflowed: counters.overflowed,
+        over_budget: counters.over_budget,
     }
 }
 

@@ -10,11 +10,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use chaos_api::external::{External, Host};
+use chaos_api::shaping::{Shaping, Share};
 use chaos_api::v1alpha1::faultline::InjectionMode;
 use chaos_api::v1alpha1::{Direction, NetworkAction, NetworkChaos, NetworkChaosSpec, PodSelector};
 use chaos_api::validate::FieldError;
 use chaos_api::{duration, percent};
-use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
+use chaos_planner::fault::{
+    Bandwidth, Chance, Delay, Effect, Fault, Lifetime, Mode, NetworkEffect, Peak, Peer, Reorder,
+    Sample, TargetRef,
+};
 
 /// Rules of a host that a cluster does not have.
 pub fn rules(chaos: &NetworkChaos) -> Vec<FieldError> {
@@ -49,7 +53,7 @@ pub fn rules(chaos: &NetworkChaos) -> Vec<FieldError> {
         refuse(
             "spec.direction",
             spec.direction.unwrap_or_default().as_str().to_owned(),
-            "loss and delay act on what a process sends",
+            "all but partition acts on what a process sends",
             "set it to `to`, or apply the fault to the processes on the other side",
         );
     }
@@ -106,18 +110,39 @@ pub fn fault(
     })
 }
 
-/// In words, for the user: "delay 100ms and loss 30%, on packets sent".
+/// In words, for the user: "loss 30% and delay 100ms on packets sent".
 pub fn describe(fault: &Fault) -> String {
     let Effect::Network(network) = &fault.effect;
     let mut parts = Vec::new();
     if network.drop {
         parts.push("partition".to_owned());
     }
-    if let Some(delay) = network.delay {
-        parts.push(format!("delay {delay:?}"));
+    let shares = [
+        ("loss", network.loss),
+        ("duplicate", network.duplicate),
+        ("corrupt", network.corrupt),
+    ];
+    for (name, chance) in shares {
+        if let Some(chance) = chance {
+            parts.push(format!("{name} {}%", f64::from(chance.ppm) / 10_000.0));
+        }
     }
-    if let Some(ppm) = network.loss_ppm {
-        parts.push(format!("loss {}%", f64::from(ppm) / 10_000.0));
+    if let Some(delay) = network.delay {
+        let mut text = format!("delay {:?}", delay.latency);
+        if !delay.jitter.is_zero() {
+            text.push_str(&format!("\u{b1}{:?}", delay.jitter));
+        }
+        if let Some(reorder) = delay.reorder {
+            let share = f64::from(reorder.chance.ppm) / 10_000.0;
+            text.push_str(&format!(" but for {share}%"));
+        }
+        parts.push(text);
+    }
+    if let Some(rate) = network.rate {
+        parts.push(format!("rate {rate} B/s"));
+    }
+    if let Some(bandwidth) = network.bandwidth {
+        parts.push(format!("bandwidth {} B/s", bandwidth.rate));
     }
     let direction = match (network.egress, network.ingress) {
         (true, true) => "sent and received",
@@ -193,22 +218,36 @@ fn effect(spec: &NetworkChaosSpec) -> Result<NetworkEffect, FieldError> {
         return Ok(effect);
     }
     // All blocks that are set act together, whatever the action is called.
-    if let Some(delay) = &spec.delay {
-        let wait = duration::parse(&delay.latency)
-            .map_err(|error| broken("spec.delay.latency", &delay.latency, &error))?;
-        effect.delay = Duration::try_from(wait).ok().filter(|wait| !wait.is_zero());
-    }
-    if let Some(loss) = &spec.loss {
-        let ppm = percent::parse_ppm(&loss.loss)
-            .map_err(|error| broken("spec.loss.loss", &loss.loss, &error))?;
-        effect.loss_ppm = Some(ppm).filter(|&ppm| ppm > 0);
-    }
-    if effect.delay.is_none() && effect.loss_ppm.is_none() {
+    let shaping = Shaping::of(spec)?;
+    let chance = |share: Share| Chance {
+        ppm: share.ppm,
+        correlation_ppm: share.correlation_ppm,
+    };
+    effect.loss = shaping.loss.map(chance);
+    effect.duplicate = shaping.duplicate.map(chance);
+    effect.corrupt = shaping.corrupt.map(chance);
+    effect.delay = shaping.delay.map(|delay| Delay {
+        latency: delay.latency,
+        jitter: delay.jitter,
+        correlation_ppm: delay.correlation_ppm,
+        reorder: delay.reorder.map(|(share, gap)| Reorder {
+            chance: chance(share),
+            gap,
+        }),
+    });
+    effect.rate = shaping.rate;
+    effect.bandwidth = shaping.bandwidth.map(|bucket| Bandwidth {
+        rate: bucket.rate,
+        limit: bucket.limit,
+        buffer: bucket.buffer,
+        peak: bucket.peak.map(|(rate, burst)| Peak { rate, burst }),
+    });
+    if !effect.shapes() {
         return Err(FieldError {
             field: "spec.action".to_owned(),
             value: spec.action.as_str().to_owned(),
             rule: "nothing would be done".to_owned(),
-            advice: "set delay.latency or loss.loss above 0".to_owned(),
+            advice: "set a latency, a share or a rate above 0".to_owned(),
         });
     }
     Ok(effect)
@@ -321,7 +360,7 @@ mod tests {
             egress: true,
             ..NetworkEffect::default()
         };
-        let delay = Some(Duration::from_millis(100));
+        let delay = Some(Delay::of(Duration::from_millis(100)));
         for (spec, expected) in [
             (
                 "  action: partition\n",
@@ -357,7 +396,7 @@ mod tests {
                 "  action: netem\n  delay: {latency: 100ms}\n  loss: {loss: '30.5'}\n",
                 NetworkEffect {
                     delay,
-                    loss_ppm: Some(305_000),
+                    loss: Some(Chance::of(305_000)),
                     ..egress.clone()
                 },
             ),
@@ -366,7 +405,7 @@ mod tests {
                 "  action: loss\n  delay: {latency: 100ms}\n  loss: {loss: '1'}\n",
                 NetworkEffect {
                     delay,
-                    loss_ppm: Some(10_000),
+                    loss: Some(Chance::of(10_000)),
                     ..egress
                 },
             ),
@@ -442,6 +481,14 @@ mod tests {
             ("NetworkChaos", "web")
         );
         assert_eq!(describe(&fault), "partition on packets sent (only counted)");
+        let all = "  action: netem\n  loss: {loss: '30'}\n  duplicate: {duplicate: '0.5'}\n  \
+                   delay: {latency: 90ms, jitter: 10ms, reorder: {reorder: '5', gap: 1}}\n  \
+                   rate: {rate: 1mbit}\n";
+        assert_eq!(
+            describe(&faults(all).unwrap()[0]),
+            "loss 30% and duplicate 0.5% and delay 90ms\u{b1}10ms but for 5% and rate 125000 B/s on \
+             packets sent"
+        );
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Tally {
     pub fn hits(&self) -> Hits {
         let mut sum = self.settled.clone();
         for (series, counts) in self.live.values() {
-            add(sum.entry(series.clone()).or_default(), counts);
+            *sum.entry(series.clone()).or_default() += *counts;
         }
         sum
     }
@@ -85,7 +85,7 @@ impl Tally {
         if !self.settled.contains_key(&series) {
             self.order.push_back(series.clone());
         }
-        add(self.settled.entry(series).or_default(), &counts);
+        *self.settled.entry(series).or_default() += counts;
         while self.order.len() > MAX_ENDED {
             let Some(oldest) = self.order.pop_front() else {
                 break;
@@ -98,7 +98,7 @@ impl Tally {
                 name: FOLDED.to_owned(),
                 ..oldest
             };
-            add(self.settled.entry(folded).or_default(), &counts);
+            *self.settled.entry(folded).or_default() += counts;
         }
     }
 }
@@ -120,13 +120,6 @@ fn restarted(before: &Counts, now: &Counts) -> bool {
         || now.injected < before.injected
         || now.would_inject < before.would_inject
         || now.failed < before.failed
-}
-
-fn add(sum: &mut Counts, part: &Counts) {
-    sum.matched += part.matched;
-    sum.injected += part.injected;
-    sum.would_inject += part.would_inject;
-    sum.failed += part.failed;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -159,6 +152,8 @@ pub fn encode(node: &str, report: &Report) -> Result<String, fmt::Error> {
             ("injected", counts.injected),
             ("would_inject", counts.would_inject),
             ("failed", counts.failed),
+            ("overflowed", counts.overflowed),
+            ("over_budget", counts.over_budget),
         ] {
             let labels = HitLabels {
                 kind: series.kind.clone(),
@@ -173,7 +168,9 @@ pub fn encode(node: &str, report: &Report) -> Result<String, fmt::Error> {
     registry.register(
         "hits",
         "Packets and calls that faults applied to, counted in the kernel: matched (before \
-         sampling), injected, would_inject (mode Observe), failed (went their way unharmed)",
+         sampling), injected, would_inject (mode Observe), failed (went their way unharmed); of \
+         those injected, dropped because a shaper's queue was full (overflowed) or because too \
+         much was waiting on the device (over_budget)",
         hits,
     );
     let active = Family::<FaultLabels, Gauge>::default();

@@ -48,7 +48,12 @@ pub struct Options {
     pub cgroup_root: PathBuf,
     /// `/proc` of the host.
     pub proc_root: PathBuf,
+    /// Bytes of the target's packets that may wait on one device, with a kilobyte more for each.
+    pub delay_budget: u64,
 }
+
+/// [`Options::delay_budget`] unless told otherwise: 64 MiB.
+pub const DELAY_BUDGET: u64 = 64 << 20;
 
 impl Default for Options {
     fn default() -> Self {
@@ -57,6 +62,7 @@ impl Default for Options {
             run_dir: "/run/faultline".into(),
             cgroup_root: "/sys/fs/cgroup".into(),
             proc_root: "/proc".into(),
+            delay_budget: DELAY_BUDGET,
         }
     }
 }

@@ -4,17 +4,17 @@
 //! reason for its author; the others of its set go on. Nothing is looked up here.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chaos_planner::capabilities::{Capabilities, Mechanism};
-use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
+use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, Sample, TargetRef};
 use chaos_planner::observed::{Counts, Observed, Phase};
 use chaos_proto::agent as proto;
-use ipnet::IpNet;
 
 use crate::target;
+
+mod network;
 
 /// The longest time that a deadline lies ahead: what is asked beyond it lasts that long.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -98,6 +98,8 @@ pub fn observed(observed: &Observed) -> proto::ObservedFault {
             injected: observed.counts.injected,
             would_inject: observed.counts.would_inject,
             failed: observed.counts.failed,
+            overflowed: observed.counts.overflowed,
+            over_budget: observed.counts.over_budget,
         }),
         expires_in_ms: milliseconds(observed.expires_in),
         armed_ms_ago: milliseconds(observed.armed_ago),
@@ -138,6 +140,8 @@ pub fn observed_from(
             injected: counters.injected,
             would_inject: counters.would_inject,
             failed: counters.failed,
+            overflowed: counters.overflowed,
+            over_budget: counters.over_budget,
         },
         expires_in: Duration::from_millis(message.expires_in_ms),
         armed_ago: Duration::from_millis(message.armed_ms_ago),
@@ -183,7 +187,7 @@ pub fn message(fault: &Fault) -> proto::Fault {
         }
         TargetRef::Pid(pid) => proto::target::Target::Pid(*pid),
     };
-    let Effect::Network(network) = &fault.effect;
+    let Effect::Network(effect) = &fault.effect;
     proto::Fault {
         id: fault.id.clone(),
         kind: fault.kind.clone(),
@@ -206,18 +210,7 @@ pub fn message(fault: &Fault) -> proto::Fault {
             every: fault.sample.every,
             seed: fault.sample.seed,
         }),
-        effect: Some(proto::fault::Effect::Network(proto::NetworkEffect {
-            egress: network.egress,
-            ingress: network.ingress,
-            device: network.device.clone().unwrap_or_default(),
-            peers: network.peers.iter().flatten().map(peer_message).collect(),
-            all_peers: network.peers.is_none(),
-            drop: network.drop,
-            loss_ppm: network.loss_ppm,
-            delay_ns: network
-                .delay
-                .map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-        })),
+        effect: Some(proto::fault::Effect::Network(network::message(effect))),
     }
 }
 
@@ -236,7 +229,7 @@ fn fault(message: proto::Fault, origin: Origin) -> Result<Fault, String> {
         Err(_) => return Err(newer("mode", &message.mode)),
     };
     let sample = message.sample.unwrap_or_default();
-    ppm("sample.ppm", sample.ppm)?;
+    network::ppm("sample.ppm", sample.ppm)?;
     Ok(Fault {
         target: target(message.target, origin)?,
         lifetime: match message.remaining_ms {
@@ -253,7 +246,9 @@ fn fault(message: proto::Fault, origin: Origin) -> Result<Fault, String> {
             seed: sample.seed,
         },
         effect: match message.effect {
-            Some(proto::fault::Effect::Network(effect)) => Effect::Network(network(effect)?),
+            Some(proto::fault::Effect::Network(effect)) => {
+                Effect::Network(network::effect(effect)?)
+            }
             None => return Err(newer("effect", &message.kind)),
         },
         id: message.id,
@@ -299,114 +294,6 @@ fn target(message: Option<proto::Target>, origin: Origin) -> Result<TargetRef, S
         Some(Target::Pid(pid)) => Err(format!(
             "target.pid: {pid}: is only accepted on the node's own socket; name a pod"
         )),
-    }
-}
-
-fn network(message: proto::NetworkEffect) -> Result<NetworkEffect, String> {
-    ppm("network.loss_ppm", message.loss_ppm)?;
-    let shaped = message.loss_ppm.is_some() || message.delay_ns.is_some();
-    if !message.egress && !message.ingress {
-        return Err("network: no direction: must have one; set egress or ingress".to_owned());
-    }
-    if !message.drop && !shaped {
-        return Err("network: no effect: must have one; set drop, loss_ppm or delay_ns".to_owned());
-    }
-    if message.ingress && shaped {
-        return Err(
-            "network.ingress: true: goes with drop only; shape what the other side sends"
-                .to_owned(),
-        );
-    }
-    if !message.device.is_empty() && !is_device(&message.device) {
-        return Err(format!(
-            "network.device: {}: must be the name of a network device, 1 to 15 characters; see \
-             `ip link` in the target",
-            shown(&message.device)
-        ));
-    }
-    if message.all_peers && !message.peers.is_empty() {
-        return Err("network.all_peers: true: excludes peers; send one of them".to_owned());
-    }
-    if message.peers.len() > MAX_PEERS {
-        return Err(format!(
-            "network.peers: {} peers: must be at most {MAX_PEERS}; select fewer pods",
-            message.peers.len()
-        ));
-    }
-    // No peer at all is not every peer: such a fault hits nothing and says so by its counters.
-    let peers = if message.all_peers {
-        None
-    } else {
-        let mut peers = message
-            .peers
-            .iter()
-            .map(peer)
-            .collect::<Result<Vec<_>, _>>()?;
-        peers.sort_unstable();
-        peers.dedup();
-        Some(peers)
-    };
-    Ok(NetworkEffect {
-        egress: message.egress,
-        ingress: message.ingress,
-        device: (!message.device.is_empty()).then_some(message.device),
-        peers,
-        drop: message.drop,
-        loss_ppm: message.loss_ppm,
-        delay: message.delay_ns.map(Duration::from_nanos),
-    })
-}
-
-fn peer(message: &proto::Peer) -> Result<Peer, String> {
-    let text = &message.net;
-    let net = text
-        .parse::<IpAddr>()
-        .map(IpNet::from)
-        .or_else(|_| text.parse::<IpNet>())
-        .map_err(|_| {
-            format!(
-                "network.peers: {}: must be an IPv4 or IPv6 address or network; send no names",
-                shown(text)
-            )
-        })?;
-    let port = match message.port {
-        0 => None,
-        port => Some(u16::try_from(port).map_err(|_| {
-            format!(
-                "network.peers: {}: port {port}: must be at most 65535",
-                shown(text)
-            )
-        })?),
-    };
-    Ok(Peer::new(net, port))
-}
-
-fn peer_message(peer: &Peer) -> proto::Peer {
-    proto::Peer {
-        net: match peer.address() {
-            Some(address) => address.to_string(),
-            None => peer.net().to_string(),
-        },
-        port: peer.port().map_or(0, u32::from),
-    }
-}
-
-/// What the kernel takes as a device's name (`dev_valid_name`).
-fn is_device(name: &str) -> bool {
-    name.len() <= 15
-        && name != "."
-        && name != ".."
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && b != b'/' && b != b':')
-}
-
-fn ppm(field: &str, value: Option<u32>) -> Result<(), String> {
-    match value {
-        Some(value) if value > 1_000_000 => Err(format!(
-            "{field}: {value}: must be at most 1000000; it is in parts per million"
-        )),
-        _ => Ok(()),
     }
 }
 

@@ -13,6 +13,8 @@ pub mod external;
 #[cfg(test)]
 mod fixtures;
 pub mod percent;
+pub mod rate;
 pub mod rounds;
+pub mod shaping;
 pub mod v1alpha1;
 pub mod validate;

@@ -156,9 +156,9 @@ fn every_error_names_its_line_its_field_and_what_to_do() {
         ),
         (
             "latency: 100ms",
-            "latency: 100ms\n    jitter: 10ms",
+            "latency: 100ms\n    jitter: 1h",
             &[
-                "delay.yaml:12: spec.delay.jitter: 10ms: jitter is not built yet; remove it; latency without jitter is built",
+                "delay.yaml:12: spec.delay.jitter: 1h: must be at most 1h together with the latency; write a shorter time",
             ],
         ),
         (

@@ -1,5 +1,6 @@
 //! What all kernel programs share: is anything armed, which rules apply, which packets are hit,
-//! what is counted. The programs themselves are in `src/bin/`, one object each.
+//! what is counted. The programs themselves are in `src/bin/`, one object each; what is done to
+//! packets that are not just dropped is in `effects.rs`.
 //!
 //! Maps that are defined here land in every object; all of them are pinned by name, so that the
 //! objects of a node share them.
@@ -9,6 +10,7 @@
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
 
+pub mod effects;
 pub mod network;
 pub mod peers;
 
@@ -16,7 +18,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{Rule, flag};
+use chaos_abi::network::{Rule, State, flag};
 use chaos_abi::sample::{self, Stream};
 use chaos_abi::{MAX_RULES, control};
 
@@ -28,9 +30,9 @@ static CONTROL: Array<u32> = Array::pinned(control::WORDS, 0);
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(MAX_RULES, 0);
 
-/// Number of the next matching packet of a rule, over all CPUs; only rules that draw use it.
+/// What the packets of a rule change, over all CPUs; only rules that draw or shape use it.
 #[map]
-static SEQUENCES: Array<u64> = Array::pinned(MAX_RULES, 0);
+static STATE: Array<State> = Array::pinned(MAX_RULES, 0);
 
 /// Whether any rule of the node may act.
 #[inline(always)]
@@ -53,6 +55,8 @@ pub enum Outcome {
     Passed,
     /// The fault was done to it.
     Injected,
+    /// The fault was done to it: it was dropped because a queue was full.
+    Overflowed,
     /// It would have been done to it.
     WouldInject,
     /// A helper failed and the fault was not done.
@@ -71,8 +75,9 @@ pub fn count(id: u32, outcome: Outcome, now: u64) {
     counters.matched += 1;
     match outcome {
         Outcome::Passed => {}
-        Outcome::Injected => {
+        Outcome::Injected | Outcome::Overflowed => {
             counters.injected += 1;
+            counters.overflowed += u64::from(outcome == Outcome::Overflowed);
             if counters.first_ns == 0 {
                 counters.first_ns = now;
             }
@@ -96,10 +101,29 @@ pub fn count_failed(id: u32) {
     counters.failed += 1;
 }
 
+/// Tells of a packet that [`Outcome::Injected`] was counted for that it was dropped, because too
+/// much was waiting already.
+#[inline(always)]
+pub fn count_over_budget(id: u32) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(id) {
+        // SAFETY: as in `count`.
+        unsafe { (*counters).over_budget += 1 };
+    }
+}
+
+/// The state of rule `id`: a checked pointer into an array map. Its words are only changed
+/// atomically here; user space writes while no rule refers to it.
+#[inline(always)]
+pub fn state(id: u32) -> Option<*mut State> {
+    STATE.get_ptr_mut(id)
+}
+
 /// The draws for one matching packet.
 pub struct Draw {
-    seed: u64,
-    n: u64,
+    /// Seed of the rule.
+    pub seed: u64,
+    /// Number of the packet.
+    pub n: u64,
 }
 
 impl Draw {
@@ -107,15 +131,14 @@ impl Draw {
     /// all CPUs share is spared otherwise.
     #[inline(always)]
     pub fn next(id: u32, rule: &Rule) -> Self {
-        let draws = rule.sample_threshold < sample::ALWAYS
-            || rule.sample_first != 0
-            || rule.sample_every > 1
-            || (rule.loss_threshold != 0 && rule.loss_threshold < sample::ALWAYS);
         let mut n = 0;
-        if draws && let Some(sequence) = SEQUENCES.get_ptr_mut(id) {
-            // SAFETY: a checked pointer to an aligned u64 in an array map; every program uses
-            // this atomic add, and user space writes only while no rule refers to it.
-            n = unsafe { fetch_add(sequence) };
+        if rule.flags & flag::DRAWS != 0
+            && let Some(state) = state(id)
+        {
+            // SAFETY: a place inside of the element that `state` gives.
+            let sequence = unsafe { &raw mut (*state).sequence };
+            // SAFETY: aligned, and changed as `state` says.
+            n = unsafe { fetch_add(sequence, 1) };
         }
         Self { seed: rule.seed, n }
     }
@@ -125,34 +148,50 @@ impl Draw {
     pub fn sampled(&self, rule: &Rule) -> bool {
         (rule.sample_first == 0 || self.n < rule.sample_first)
             && (rule.sample_every <= 1 || self.n.is_multiple_of(rule.sample_every))
-            && self.hit(Stream::Sample, rule.sample_threshold)
-    }
-
-    /// Whether an event of this probability happens to this packet.
-    #[inline(always)]
-    pub fn hit(&self, stream: Stream, threshold: u64) -> bool {
-        sample::hit(self.seed, stream, self.n, threshold)
+            && sample::hit(self.seed, Stream::Sample, self.n, rule.sample_threshold)
     }
 }
 
-/// Adds 1 and returns what was there before.
+/// Adds and returns what was there before.
 ///
 /// # Safety
 /// `word` is valid, aligned and only changed atomically by others.
 #[inline(always)]
-unsafe fn fetch_add(word: *mut u64) -> u64 {
+pub unsafe fn fetch_add(word: *mut u64, value: u64) -> u64 {
     // LLVM 22 selects an add without result for a relaxed one, even where the result is used.
     #[cfg(target_arch = "bpf")]
     // SAFETY: as the caller says.
     return unsafe {
         core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
-            word, 1,
+            word, value,
         )
     };
     #[cfg(not(target_arch = "bpf"))]
     // SAFETY: as the caller says.
     return unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }
-        .fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        .fetch_add(value, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Writes `new` if `old` is still there, and returns what was there.
+///
+/// # Safety
+/// As for [`fetch_add`].
+#[inline(always)]
+pub unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        use core::intrinsics::AtomicOrdering::SeqCst;
+        // SAFETY: as the caller says.
+        unsafe { core::intrinsics::atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(word, old, new).0 }
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+        // SAFETY: as the caller says.
+        unsafe { AtomicU64::from_ptr(word) }
+            .compare_exchange(old, new, Relaxed, Relaxed)
+            .unwrap_or_else(|found| found)
+    }
 }
 
 /// Injected, or only counted in mode Observe.

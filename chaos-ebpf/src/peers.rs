@@ -10,6 +10,8 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::programs::sk_buff::SkBuff;
 use chaos_abi::network::{MAX_NETS, MAX_PEERS, Net, NetKey, PeerKey, Rule, flag, mapped, ports};
 
+use crate::network::Direction;
+
 /// Addresses that rules are limited to, and ports of addresses and networks.
 #[map]
 static PEERS: HashMap<PeerKey, u8> = HashMap::pinned(MAX_PEERS, 1 /* BPF_F_NO_PREALLOC */);
@@ -18,8 +20,10 @@ static PEERS: HashMap<PeerKey, u8> = HashMap::pinned(MAX_PEERS, 1 /* BPF_F_NO_PR
 #[map]
 static NETS: LpmTrie<NetKey, Net> = LpmTrie::pinned(MAX_NETS, 0);
 
-const ETH_P_IP: u32 = 0x0800;
-const ETH_P_IPV6: u32 = 0x86dd;
+/// EtherType of IPv4.
+pub const ETH_P_IP: u32 = 0x0800;
+/// EtherType of IPv6.
+pub const ETH_P_IPV6: u32 = 0x86dd;
 const BPF_HDR_START_NET: u32 = 1;
 
 /// Whether the rule, which is limited to peers, means this address, and this packet's port.
@@ -60,7 +64,7 @@ pub fn is_meant(rule: &Rule, skb: &SkBuff, addr: [u8; 16]) -> bool {
 
 #[inline(always)]
 fn is_ipv4(skb: &SkBuff) -> bool {
-    u32::from_be(skb.protocol() << 16) == ETH_P_IP
+    ethertype(skb) == ETH_P_IP
 }
 
 /// Destination port of a TCP, UDP, UDP-Lite, DCCP or SCTP packet; 0 for others, and for a fragment
@@ -146,12 +150,18 @@ fn behind_ipv6(skb: &SkBuff) -> Option<(u8, u32)> {
     None
 }
 
+/// What follows the Ethernet header.
+#[inline(always)]
+pub fn ethertype(skb: &SkBuff) -> u32 {
+    u32::from_be(skb.protocol() << 16)
+}
+
 /// Address of the other side, IPv4-mapped for IPv4; `None` for anything but IPv4 and IPv6, and for
 /// what is too short.
 #[inline(always)]
-pub fn peer(skb: &SkBuff, direction: u32) -> Option<[u8; 16]> {
-    let egress = direction == flag::EGRESS;
-    match u32::from_be(skb.protocol() << 16) {
+pub fn peer(skb: &SkBuff, direction: Direction) -> Option<[u8; 16]> {
+    let egress = direction == Direction::Egress;
+    match ethertype(skb) {
         ETH_P_IP => load(skb, if egress { 16 } else { 12 }).map(mapped),
         ETH_P_IPV6 => load(skb, if egress { 24 } else { 8 }),
         _ => None,
@@ -160,7 +170,7 @@ pub fn peer(skb: &SkBuff, direction: u32) -> Option<[u8; 16]> {
 
 /// Bytes at `offset` of the network header, also from packets that are not linear.
 #[inline(always)]
-fn load<const N: usize>(skb: &SkBuff, offset: u32) -> Option<[u8; N]> {
+pub fn load<const N: usize>(skb: &SkBuff, offset: u32) -> Option<[u8; N]> {
     let mut bytes = [0_u8; N];
     // SAFETY: the helper writes N bytes into a buffer of N bytes, or fails.
     let failed = unsafe {

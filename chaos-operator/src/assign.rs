@@ -143,7 +143,3 @@ fn positive(text: &str) -> Option<Duration> {
 fn millis(text: &str) -> Option<u64> {
     u64::try_from(positive(text)?.as_millis()).ok()
 }
-
-fn nanos(text: &str) -> Option<u64> {
-    u64::try_from(positive(text)?.as_nanos()).ok()
-}

@@ -3,7 +3,8 @@
 use crate::capabilities::{Capabilities, Mechanism};
 use crate::fault::{Effect, NetworkEffect, TargetRef};
 
-/// The longest delay. fq's horizon, in microseconds, has 32 bits: 71 minutes.
+/// The longest delay, jitter included, and the longest wait in the queue of a shaper. fq's horizon,
+/// in microseconds, has 32 bits: 71 minutes.
 pub const MAX_DELAY: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// This node or target cannot have this fault; asking again does not help.
@@ -53,16 +54,16 @@ fn network_mechanisms(
     effect: &NetworkEffect,
     target: &TargetRef,
 ) -> Result<Vec<(&'static str, Mechanism)>, Unsupported> {
-    let shapes = effect.loss_ppm.is_some() || effect.delay.is_some();
+    let shapes = effect.shapes();
     let refuse = |why| Err(Unsupported::Effect(why));
     if !effect.egress && !effect.ingress {
         return refuse("neither egress nor ingress: nothing to do; set a direction");
     }
     if !effect.drop && !shapes {
-        return refuse("no effect: set drop, loss or delay");
+        return refuse("no effect: set drop, loss, duplicate, corrupt, delay, rate or bandwidth");
     }
     if shapes && !effect.egress {
-        return refuse("loss and delay act on what the target sends; set egress");
+        return refuse("all but partition acts on what the target sends; set egress");
     }
     if shapes
         && matches!(
@@ -74,22 +75,40 @@ fn network_mechanisms(
         )
     {
         return refuse(
-            "loss and delay for pods with hostNetwork are not built yet; use action partition, which works by cgroup",
+            "only partition, which works by cgroup, is built for pods with hostNetwork; use action partition",
         );
     }
-    if effect.delay.is_some_and(|delay| delay > MAX_DELAY) {
-        return refuse("delays above 1h are not possible (fq's horizon); use partition instead");
+    if effect
+        .delay
+        .is_some_and(|delay| delay.longest() > MAX_DELAY)
+    {
+        return refuse(
+            "delays above 1h, jitter included, are not possible (fq's horizon); use partition instead",
+        );
+    }
+    let peak = effect.bandwidth.and_then(|bandwidth| bandwidth.peak);
+    let rates = [
+        effect.rate,
+        effect.bandwidth.map(|bandwidth| bandwidth.rate),
+        peak.map(|peak| peak.rate),
+    ];
+    if rates.contains(&Some(0)) {
+        return refuse("a rate of 0 lets nothing pass; use partition instead");
     }
     let mut wanted = Vec::new();
     if effect.drop {
         wanted.push(("partition", Mechanism::CgroupDrop));
     }
-    if effect.loss_ppm.is_some() {
-        wanted.push(("loss", Mechanism::TcEgress));
-    }
-    if effect.delay.is_some() {
-        wanted.push(("delay", Mechanism::TcEgress));
-    }
+    let on_a_device = [
+        ("loss", effect.loss.is_some()),
+        ("duplicate", effect.duplicate.is_some()),
+        ("corrupt", effect.corrupt.is_some()),
+        ("delay", effect.delay.is_some()),
+        ("rate", effect.rate.is_some()),
+        ("bandwidth", effect.bandwidth.is_some()),
+    ];
+    let asked = on_a_device.into_iter().filter(|(_, asked)| *asked);
+    wanted.extend(asked.map(|(fault, _)| (fault, Mechanism::TcEgress)));
     Ok(wanted)
 }
 
@@ -99,6 +118,7 @@ mod tests {
 
     use super::*;
     use crate::capabilities::Capability;
+    use crate::fault::{Bandwidth, Chance, Delay};
 
     fn node(lacking: &[Mechanism]) -> Capabilities {
         let mechanisms = Mechanism::ALL
@@ -133,7 +153,7 @@ mod tests {
     #[test]
     fn each_effect_has_its_mechanism() {
         use Mechanism::{CgroupDrop, TcEgress};
-        let delay = Some(Duration::from_millis(100));
+        let delay = Some(Delay::of(Duration::from_millis(100)));
         let table = [
             (
                 NetworkEffect {
@@ -144,7 +164,7 @@ mod tests {
             ),
             (
                 NetworkEffect {
-                    loss_ppm: Some(1),
+                    loss: Some(Chance::of(1)),
                     ..egress()
                 },
                 vec![TcEgress],
@@ -152,8 +172,27 @@ mod tests {
             (NetworkEffect { delay, ..egress() }, vec![TcEgress]),
             (
                 NetworkEffect {
+                    corrupt: Some(Chance::of(1)),
+                    ..egress()
+                },
+                vec![TcEgress],
+            ),
+            (
+                NetworkEffect {
+                    duplicate: Some(Chance::of(1)),
+                    rate: Some(1),
+                    bandwidth: Some(Bandwidth {
+                        rate: 1,
+                        ..Bandwidth::default()
+                    }),
+                    ..egress()
+                },
+                vec![TcEgress],
+            ),
+            (
+                NetworkEffect {
                     delay,
-                    loss_ppm: Some(1),
+                    loss: Some(Chance::of(1)),
                     ..egress()
                 },
                 vec![TcEgress],
@@ -183,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_says_why() {
-        let delay = Some(Duration::from_millis(100));
+        let delay = Some(Delay::of(Duration::from_millis(100)));
         let table = [
             (
                 NetworkEffect::default(),
@@ -207,11 +246,22 @@ mod tests {
             ),
             (
                 NetworkEffect {
-                    delay: Some(MAX_DELAY * 2),
+                    delay: Some(Delay {
+                        jitter: Duration::from_secs(1),
+                        ..Delay::of(MAX_DELAY)
+                    }),
                     ..egress()
                 },
                 pod(false),
                 "above 1h",
+            ),
+            (
+                NetworkEffect {
+                    bandwidth: Some(Bandwidth::default()),
+                    ..egress()
+                },
+                pod(false),
+                "a rate of 0",
             ),
             (
                 NetworkEffect { delay, ..egress() },

@@ -109,10 +109,144 @@ pub struct NetworkEffect {
     pub peers: Option<Vec<Peer>>,
     /// Partition: the sender is told.
     pub drop: bool,
-    /// Parts per million lost; the sender is not told.
-    pub loss_ppm: Option<u32>,
+    /// Lost; the sender is not told.
+    pub loss: Option<Chance>,
+    /// Sent twice.
+    pub duplicate: Option<Chance>,
+    /// Sent with a flipped bit.
+    pub corrupt: Option<Chance>,
     /// Wait before sending.
-    pub delay: Option<Duration>,
+    pub delay: Option<Delay>,
+    /// Bytes a second that a line behind the delay takes; packets that do not fit into its queue
+    /// ([`LINE_LIMIT`]) are lost.
+    pub rate: Option<u64>,
+    /// A token bucket behind that line.
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Bytes that wait before a line of [`NetworkEffect::rate`]: 1000 packets of 1514 bytes, as netem
+/// has it where nothing else is said.
+pub const LINE_LIMIT: u64 = 1_000 * 1_514;
+
+/// How often something is done to a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chance {
+    /// Parts per million of the packets.
+    pub ppm: u32,
+    /// Parts per million of the packets that fare as the packet before them.
+    pub correlation_ppm: u32,
+}
+
+impl Chance {
+    /// Each packet by itself.
+    pub const fn of(ppm: u32) -> Self {
+        Self {
+            ppm,
+            correlation_ppm: 0,
+        }
+    }
+}
+
+/// Wait before sending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delay {
+    /// How long.
+    pub latency: Duration,
+    /// How much longer or shorter, at most.
+    pub jitter: Duration,
+    /// Parts per million of the packets that wait as long as the packet before them.
+    pub correlation_ppm: u32,
+    /// Some do not wait.
+    pub reorder: Option<Reorder>,
+}
+
+impl Delay {
+    /// Always the same.
+    pub const fn of(latency: Duration) -> Self {
+        Self {
+            latency,
+            jitter: Duration::ZERO,
+            correlation_ppm: 0,
+            reorder: None,
+        }
+    }
+
+    /// The longest wait.
+    pub const fn longest(&self) -> Duration {
+        self.latency.saturating_add(self.jitter)
+    }
+}
+
+/// Some packets do not wait, and so overtake others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reorder {
+    /// How often.
+    pub chance: Chance,
+    /// At least so many packets less one wait before the next that does not; 0 and 1: none has to.
+    pub gap: u64,
+}
+
+/// A token bucket, as tbf has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Bytes a second.
+    pub rate: u64,
+    /// Bytes that wait for tokens; more are lost.
+    pub limit: u64,
+    /// Bytes of tokens that the bucket holds.
+    pub buffer: u64,
+    /// How fast those leave.
+    pub peak: Option<Peak>,
+}
+
+/// The second bucket of a [`Bandwidth`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peak {
+    /// Bytes a second.
+    pub rate: u64,
+    /// Bytes of tokens that it holds.
+    pub burst: u64,
+}
+
+/// How long so many bytes take.
+fn time_of(bytes: u64, rate: u64) -> Duration {
+    let nanos = (u128::from(bytes) * 1_000_000_000)
+        .checked_div(u128::from(rate))
+        .unwrap_or(0);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+impl NetworkEffect {
+    /// Whether something is done that only a device can do, not a socket.
+    pub const fn shapes(&self) -> bool {
+        self.loss.is_some() || self.detours()
+    }
+
+    /// Whether packets have to be held back, copied or changed.
+    pub const fn detours(&self) -> bool {
+        self.duplicate.is_some()
+            || self.corrupt.is_some()
+            || self.delay.is_some()
+            || self.rate.is_some()
+            || self.bandwidth.is_some()
+    }
+
+    /// The longest that a packet can wait, at most `most` in each queue.
+    pub fn longest_wait(&self, most: Duration) -> Duration {
+        let line = self.rate.map(|rate| time_of(LINE_LIMIT, rate));
+        let bucket = self.bandwidth.map(|b| {
+            let peak = b
+                .peak
+                .map_or(Duration::ZERO, |peak| time_of(b.limit, peak.rate));
+            time_of(b.limit, b.rate).saturating_add(peak)
+        });
+        [self.delay.map(|delay| delay.longest()), line, bucket]
+            .into_iter()
+            .flatten()
+            .fold(Duration::ZERO, |sum, wait| {
+                sum.saturating_add(wait.min(most))
+            })
+    }
 }
 
 /// Whom the target talks to: an address, which is a network of one, or a network.

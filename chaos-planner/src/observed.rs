@@ -1,5 +1,6 @@
 //! What a node reports of a fault: read back from its kernel, not remembered.
 
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -37,6 +38,22 @@ pub struct Counts {
     pub would_inject: u64,
     /// Those where a kernel helper failed: they went their way.
     pub failed: u64,
+    /// Those of `injected` that were dropped because the queue of a shaper was full.
+    pub overflowed: u64,
+    /// Those of `injected` that were dropped because too much was waiting on the device already:
+    /// the fault is degraded.
+    pub over_budget: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.matched += other.matched;
+        self.injected += other.injected;
+        self.would_inject += other.would_inject;
+        self.failed += other.failed;
+        self.overflowed += other.overflowed;
+        self.over_budget += other.over_budget;
+    }
 }
 
 /// One fault of the node.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::choose::MAX_DELAY;
 use crate::fault::{Effect, Fault, FaultId};
 
 /// How long a fault without a duration lasts without renewal: a dead agent's faults end then. See
@@ -124,10 +125,11 @@ pub fn diff(
     steps
 }
 
-/// How long a lease on this fault is: no packet waits past it, so it is at least twice the delay.
+/// How long a lease on this fault is: no packet waits past it, so it is at least twice the longest
+/// wait.
 pub fn lease(fault: &Fault) -> Duration {
     let Effect::Network(network) = &fault.effect;
-    LEASE.max(network.delay.unwrap_or_default() * 2)
+    LEASE.max(network.longest_wait(MAX_DELAY).saturating_mul(2))
 }
 
 fn renewal_is_due(until: Until, held_ns: u64, new_ns: u64) -> bool {
@@ -168,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fault::{Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
+    use crate::fault::{Bandwidth, Delay, Lifetime, Mode, NetworkEffect, Peer, Sample, TargetRef};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -273,7 +275,7 @@ mod tests {
         let mut slow = fault("a");
         slow.effect = Effect::Network(NetworkEffect {
             egress: true,
-            delay: Some(Duration::from_secs(100)),
+            delay: Some(Delay::of(Duration::from_secs(100))),
             ..NetworkEffect::default()
         });
         let wanted = [(slow.clone(), Until::Leased)];
@@ -285,6 +287,36 @@ mod tests {
             run(&[(slow, 201 * SECOND)], &wanted, 11 * SECOND),
             [Step::Renew("a".into(), 211 * SECOND)]
         );
+    }
+
+    #[test]
+    fn a_lease_is_twice_all_that_a_packet_can_wait() {
+        let leased = |effect| {
+            let mut fault = fault("a");
+            fault.effect = Effect::Network(effect);
+            lease(&fault)
+        };
+        let bandwidth = Some(Bandwidth {
+            rate: 1_000,
+            limit: 50_000,
+            ..Bandwidth::default()
+        });
+        let slow = NetworkEffect {
+            delay: Some(Delay {
+                jitter: Duration::from_secs(5),
+                ..Delay::of(Duration::from_secs(10))
+            }),
+            rate: Some(1_514_000),
+            bandwidth,
+            ..NetworkEffect::default()
+        };
+        assert_eq!(leased(slow), Duration::from_secs(2 * (10 + 5 + 1 + 50)));
+        // However long the queue, what would wait longer is lost.
+        let slowest = NetworkEffect {
+            rate: Some(1),
+            ..NetworkEffect::default()
+        };
+        assert_eq!(leased(slowest), MAX_DELAY * 2);
     }
 
     #[test]

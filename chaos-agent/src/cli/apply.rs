@@ -423,6 +423,10 @@ fn counts_text(counts: &Counts) -> String {
     if counts.would_inject > 0 {
         text.push_str(&format!(", {} would have been hit", counts.would_inject));
     }
+    let dropped = counts.overflowed + counts.over_budget;
+    if dropped > 0 {
+        text.push_str(&format!(" ({dropped} of them dropped by full queues)"));
+    }
     if counts.failed > 0 {
         text.push_str(&format!(", {} failed", counts.failed));
     }
@@ -431,17 +435,8 @@ fn counts_text(counts: &Counts) -> String {
 
 fn sum(faults: &[Observed]) -> Counts {
     let mut sum = Counts::default();
-    for Counts {
-        matched,
-        injected,
-        would_inject,
-        failed,
-    } in faults.iter().map(|f| f.counts)
-    {
-        sum.matched += matched;
-        sum.injected += injected;
-        sum.would_inject += would_inject;
-        sum.failed += failed;
+    for fault in faults {
+        sum += fault.counts;
     }
     sum
 }

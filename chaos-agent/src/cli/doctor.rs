@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chaos_planner::capabilities::{Capabilities, Capability, Mechanism};
 use chaos_planner::choose::{Unsupported, choose};
-use chaos_planner::fault::{Effect, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Bandwidth, Chance, Delay, Effect, NetworkEffect, TargetRef};
 use chaos_proto::agent::CapabilitiesRequest;
 use serde::Serialize;
 
@@ -140,6 +140,7 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
         container_ids: Vec::new(),
         host_network: false,
     };
+    let share = Some(Chance::of(1));
     [
         (
             "NetworkChaos partition",
@@ -152,14 +153,47 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
         (
             "NetworkChaos loss",
             NetworkEffect {
-                loss_ppm: Some(1),
+                loss: share,
+                ..egress.clone()
+            },
+        ),
+        (
+            "NetworkChaos duplicate",
+            NetworkEffect {
+                duplicate: share,
+                ..egress.clone()
+            },
+        ),
+        (
+            "NetworkChaos corrupt",
+            NetworkEffect {
+                corrupt: share,
                 ..egress.clone()
             },
         ),
         (
             "NetworkChaos delay",
             NetworkEffect {
-                delay: Some(Duration::from_millis(1)),
+                delay: Some(Delay::of(Duration::from_millis(1))),
+                ..egress.clone()
+            },
+        ),
+        (
+            "NetworkChaos rate",
+            NetworkEffect {
+                rate: Some(1),
+                ..egress.clone()
+            },
+        ),
+        (
+            "NetworkChaos bandwidth",
+            NetworkEffect {
+                bandwidth: Some(Bandwidth {
+                    rate: 1,
+                    limit: 1,
+                    buffer: 1,
+                    peak: None,
+                }),
                 ..egress
             },
         ),
@@ -232,14 +266,9 @@ mod tests {
             .iter()
             .map(|r| (r.supported, r.mechanisms.join("+")))
             .collect();
-        assert_eq!(
-            short,
-            [
-                (true, "cgroup_drop".to_owned()),
-                (false, String::new()),
-                (false, String::new())
-            ]
-        );
+        let mut expected = vec![(false, String::new()); rungs.len()];
+        expected[0] = (true, "cgroup_drop".to_owned());
+        assert_eq!(short, expected);
         assert_eq!(rungs[1].reason, "needs tc_egress");
     }
 }

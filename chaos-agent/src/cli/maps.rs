@@ -18,7 +18,7 @@ use crate::kernel::maps::{self, Pinned};
 use decode::Row;
 
 /// What each map is for, in the order of [`maps::NAMES`].
-const MEANING: [(&str, &str); 9] = [
+const MEANING: [(&str, &str); 10] = [
     (
         "CONTROL",
         "words that every program reads first: armed, halted",
@@ -29,11 +29,11 @@ const MEANING: [(&str, &str); 9] = [
     ),
     (
         "COUNTERS",
-        "per rule and CPU: matched, injected, would_inject, failed",
+        "per rule and CPU: matched, injected, would_inject, dropped of these, failed",
     ),
     (
-        "SEQUENCES",
-        "per rule: number of the next packet to draw for",
+        "STATE",
+        "per rule: number of the next packet to draw for, clocks of shapers",
     ),
     ("PEERS", "addresses, and ports, that rules are limited to"),
     ("NETS", "networks that rules are limited to"),
@@ -43,6 +43,10 @@ const MEANING: [(&str, &str); 9] = [
     ),
     ("CGROUP_TARGETS", "cgroup id -> rules of cgroup_drop"),
     ("DEVICE_TARGETS", "slot of a device -> rules of tc_egress"),
+    (
+        "WAITING",
+        "slot of a device -> kilobytes that wait in its detour",
+    ),
 ];
 
 pub(super) async fn run(context: Context, command: MapsCommand) -> anyhow::Result<ExitCode> {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chaos_abi::counters::Counters;
 use chaos_planner::capabilities::Mechanism;
-use chaos_planner::observed::{Counts, Observed, Phase};
+use chaos_planner::observed::{Observed, Phase};
 
+use crate::executor::counts;
 use crate::journal::{Entry, Journal};
 use crate::kernel::clock;
 use crate::kernel::maps::{MapsError, Pinned};
@@ -115,13 +116,4 @@ fn left(deadline_ns: u64, now: u64) -> Duration {
 
 fn first_hit(counters: &Counters, now: u64) -> Option<Duration> {
     (counters.first_ns != 0).then(|| Duration::from_nanos(now.saturating_sub(counters.first_ns)))
-}
-
-fn counts(counters: &Counters) -> Counts {
-    Counts {
-        matched: counters.matched,
-        injected: counters.injected,
-        would_inject: counters.would_inject,
-        failed: counters.failed,
-    }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::MapError;
 use chaos_abi::MAX_RULES;
+use chaos_abi::network::MAX_TARGETS;
 
 use super::ArmError;
 use crate::kernel::maps::Pinned;
@@ -69,14 +70,14 @@ fn newest_generation(maps: &Pinned) -> Result<u32, MapError> {
 pub(super) struct Slots<I>(pub(super) I);
 
 impl<I: Iterator<Item = u16>> Slots<I> {
-    /// The lowest that is free: 0 means none, and the highest is the probe's.
+    /// The lowest that is free: 0 means none, and `WAITING` has no more.
     pub(super) fn free(self) -> Result<u16, ArmError> {
         let used: BTreeSet<_> = self.0.collect();
-        (1..u16::MAX)
+        (1..MAX_TARGETS as u16)
             .find(|slot| !used.contains(slot))
             .ok_or(ArmError::Full {
                 what: "devices",
-                limit: usize::from(u16::MAX) - 1,
+                limit: MAX_TARGETS as usize - 1,
             })
     }
 }

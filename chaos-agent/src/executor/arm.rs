@@ -149,7 +149,9 @@ impl Executor {
                 let netlink = inside
                     .as_mut()
                     .ok_or_else(|| ArmError::NoProcess(armed.fault.record.clone()))?;
-                self.devices.attach(rule.key, netlink, effect.delay)?;
+                if let Some(slot) = self.devices.attach(rule.key, netlink, effect)? {
+                    self.maps.nothing_waits(slot)?;
+                }
             }
         }
         PeerEntries::default().enter(&entries(armed), &mut self.maps)?;

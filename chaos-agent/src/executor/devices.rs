@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::MapError;
-use chaos_abi::network::Target;
+use chaos_abi::network::{Target, target_flag};
+use chaos_planner::choose::MAX_DELAY;
+use chaos_planner::fault::NetworkEffect;
 use chaos_planner::plan::nanos;
 
 use super::allocate::Slots;
@@ -15,7 +17,7 @@ use crate::kernel::maps::{Pinned, TargetKind};
 use crate::kernel::netlink::{Hook, Netlink};
 use crate::kernel::objects::LoadError;
 use crate::kernel::{clock, netns};
-use crate::mechanism::tc_egress::{Device, TcEgress};
+use crate::mechanism::tc_egress::{Device, Needs, TcEgress};
 use crate::mechanism::{MechanismError, io_error};
 
 /// How often the detour of a device is looked at until its packets have arrived: twice empty in a
@@ -57,11 +59,18 @@ pub(super) struct Devices {
     all: Vec<Attached>,
     programs: Option<TcEgress>,
     proc_root: PathBuf,
+    /// The most that may wait in one detour, in [`chaos_abi::network::waiting_units`].
+    budget: u32,
 }
 
 impl Devices {
     /// `known` are those that a predecessor attached to.
-    pub(super) fn new(programs: Option<TcEgress>, proc_root: PathBuf, known: Vec<Device>) -> Self {
+    pub(super) fn new(
+        programs: Option<TcEgress>,
+        proc_root: PathBuf,
+        known: Vec<Device>,
+        budget: u32,
+    ) -> Self {
         let all = known
             .into_iter()
             .map(|device| Attached {
@@ -73,6 +82,7 @@ impl Devices {
             all,
             programs,
             proc_root,
+            budget,
         }
     }
 
@@ -102,6 +112,7 @@ impl Devices {
                 slot,
                 clsact_is_ours: false,
                 detour: None,
+                checksums: false,
                 longest_delay: Duration::ZERO,
             },
             used: Use::Armed,
@@ -109,14 +120,14 @@ impl Devices {
         Ok(slot)
     }
 
-    /// Puts the filter there, and a detour if there is a delay. `netlink` is of the namespace of
-    /// the device.
+    /// Puts the filter there, and a detour if the effect needs one. `netlink` is of the namespace
+    /// of the device. Returns its slot if a detour was built.
     pub(super) fn attach(
         &mut self,
         slot: u64,
         netlink: &mut Netlink,
-        delay: Option<Duration>,
-    ) -> Result<(), MechanismError> {
+        effect: &NetworkEffect,
+    ) -> Result<Option<u16>, MechanismError> {
         let attached = self
             .all
             .iter_mut()
@@ -124,13 +135,13 @@ impl Devices {
             .ok_or_else(gone)?;
         let programs = self.programs.as_ref().ok_or(LoadError::Absent)?;
         let device = &mut attached.device;
-        // Delays of several faults add up.
+        // Waits of several faults add up.
         device.longest_delay = device
             .longest_delay
-            .saturating_add(delay.unwrap_or_default());
-        programs.attach(netlink, device, delay.is_some())?;
+            .saturating_add(effect.longest_wait(MAX_DELAY));
+        let built = programs.attach(netlink, device, Needs::of(effect))?;
         attached.used = Use::Armed;
-        Ok(())
+        Ok(built.then_some(device.slot))
     }
 
     /// Writes where a device and its detour are into its target.
@@ -140,6 +151,12 @@ impl Devices {
             target.device = a.device.ifindex;
             target.detour_in = detour_in;
             target.detour_out = detour_out;
+            target.budget = self.budget;
+            target.flags = if a.device.checksums {
+                target_flag::SEGMENTS
+            } else {
+                0
+            };
         }
     }
 
@@ -186,6 +203,21 @@ impl Devices {
         });
     }
 
+    /// Packets that the kernel loses on the way out of a detour are never counted out of it. Before
+    /// that can be taken for a full one, it is seen to be empty.
+    pub(super) fn relieve(&self, maps: &mut Pinned) {
+        for Attached { device, .. } in &self.all {
+            let half = u64::from(self.budget / 2);
+            if device.detour.is_some()
+                && maps.waiting(device.slot).is_ok_and(|units| units > half)
+                && is_empty(&self.proc_root, device)
+                && let Err(error) = maps.nothing_waits(device.slot)
+            {
+                tracing::warn!(device = %device.name, %error, "failed to correct what waits");
+            }
+        }
+    }
+
     /// Detaches from devices whose packets have all arrived.
     pub(super) fn drain(&mut self, maps: &mut Pinned) -> Drained {
         let now = clock::now_ns();
@@ -202,6 +234,7 @@ impl Devices {
                     Ok(()) => {
                         detached = true;
                         a.device.detour = None;
+                        a.device.checksums = false;
                         a.device.longest_delay = Duration::ZERO;
                         a.used = Use::Resting;
                         return a.device.clsact_is_ours;

@@ -49,6 +49,9 @@ pub(super) fn kernel_rule(
     made.peer_set = armed.peer_set;
     made.generation = rule.generation;
     made.deadline_ns = armed.deadline_ns;
+    if made.draws() {
+        made.flags |= flag::DRAWS;
+    }
     made
 }
 

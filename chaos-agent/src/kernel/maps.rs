@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use chaos_abi::ABI;
 use chaos_abi::control;
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{Net, NetKey, PeerKey, Rule, Target};
+use chaos_abi::network::{Net, NetKey, PeerKey, Rule, State, Target};
 
 /// Lets aya read and write a type of chaos-abi.
 #[repr(transparent)]
@@ -58,25 +58,27 @@ pub struct Pinned {
     control: Array<MapData, u32>,
     rules: Array<MapData, Plain<Rule>>,
     counters: PerCpuArray<MapData, Plain<Counters>>,
-    sequences: Array<MapData, u64>,
+    state: Array<MapData, Plain<State>>,
     peers: HashMap<MapData, Plain<PeerKey>, u8>,
     nets: LpmTrie<MapData, Plain<NetKey>, Plain<Net>>,
     depths: Array<MapData, u32>,
     cgroup_targets: HashMap<MapData, u64, Plain<Target>>,
     device_targets: HashMap<MapData, u64, Plain<Target>>,
+    waiting: Array<MapData, u64>,
 }
 
 /// Names of the maps, as they are pinned.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 10] = [
     "CONTROL",
     "RULES",
     "COUNTERS",
-    "SEQUENCES",
+    "STATE",
     "PEERS",
     "NETS",
     "DEPTHS",
     "CGROUP_TARGETS",
     "DEVICE_TARGETS",
+    "WAITING",
 ];
 
 impl Pinned {
@@ -93,12 +95,13 @@ impl Pinned {
             control: typed(&directory, NAMES[0], Map::Array)?,
             rules: typed(&directory, NAMES[1], Map::Array)?,
             counters: typed(&directory, NAMES[2], Map::PerCpuArray)?,
-            sequences: typed(&directory, NAMES[3], Map::Array)?,
+            state: typed(&directory, NAMES[3], Map::Array)?,
             peers: typed(&directory, NAMES[4], Map::HashMap)?,
             nets: typed(&directory, NAMES[5], Map::LpmTrie)?,
             depths: typed(&directory, NAMES[6], Map::Array)?,
             cgroup_targets: typed(&directory, NAMES[7], Map::HashMap)?,
             device_targets: typed(&directory, NAMES[8], Map::HashMap)?,
+            waiting: typed(&directory, NAMES[9], Map::Array)?,
         })
     }
 
@@ -169,7 +172,7 @@ impl Pinned {
         Ok(sum)
     }
 
-    /// Starts a slot's counters and draws from zero. Only while no target refers to it.
+    /// Starts a slot's counters, draws and shapers from zero. Only while no target refers to it.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -177,15 +180,31 @@ impl Pinned {
         let cpus = aya::util::nr_cpus().map_err(|(_, source)| MapError::from(source))?;
         let zeroes = vec![Plain(Counters::default()); cpus];
         self.counters.set(id, PerCpuValues::try_from(zeroes)?, 0)?;
-        self.sequences.set(id, 0, 0)
+        self.state.set(id, Plain(State::default()), 0)
     }
 
-    /// How many packets a rule has drawn for.
+    /// What a rule's packets have changed.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn sequence(&self, id: u32) -> Result<u64, MapError> {
-        self.sequences.get(&id, 0)
+    pub fn state(&self, id: u32) -> Result<State, MapError> {
+        self.state.get(&id, 0).map(|plain| plain.0)
+    }
+
+    /// What waits in the detour of a device, in [`chaos_abi::network::waiting_units`].
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn waiting(&self, slot: u16) -> Result<u64, MapError> {
+        self.waiting.get(&u32::from(slot), 0)
+    }
+
+    /// Says that nothing waits there.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn nothing_waits(&mut self, slot: u16) -> Result<(), MapError> {
+        self.waiting.set(u32::from(slot), 0, 0)
     }
 
     /// Adds an address, or a port, to a set, or says otherwise of it (see [`chaos_abi::network::ports`]).

@@ -2,6 +2,7 @@
 //! one request at a time. A connection stays in the namespace that it was opened in, whichever
 //! thread uses it, and keeps that namespace alive.
 
+mod ethtool;
 mod tc;
 
 use std::io;

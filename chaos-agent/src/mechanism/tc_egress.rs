@@ -1,4 +1,5 @@
-//! Loss and delay: a clsact filter on the target's device, and for delay a detour of our own.
+//! All but partition: a clsact filter on the target's device, and for what is more than loss a detour
+//! of our own.
 //!
 //! Everything on a device is found by its slot, a small number that its filters carry as classid.
 //! A device gets its filter with its first rule and loses it when its last rule is gone and the
@@ -12,9 +13,12 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
 use chaos_abi::network::{Rule, flag};
-use chaos_abi::sample::threshold_ppm;
+use chaos_abi::pace::Bucket;
+use chaos_abi::sample::{self, threshold_ppm};
 use chaos_planner::capabilities::Mechanism;
-use chaos_planner::fault::NetworkEffect;
+use chaos_planner::choose::MAX_DELAY;
+use chaos_planner::fault::{Chance, LINE_LIMIT, NetworkEffect};
+use chaos_planner::plan::nanos;
 use serde::{Deserialize, Serialize};
 
 use super::{MechanismError, io_error, program};
@@ -40,28 +44,53 @@ pub struct Device {
     pub clsact_is_ours: bool,
     /// Both ends of the detour, if there is one: where packets go in and where they come out.
     pub detour: Option<(u32, u32)>,
+    /// The detour computes checksums, because a rule corrupts packets.
+    #[serde(default)]
+    pub checksums: bool,
     /// The longest that a packet may still be waiting after the last rule has gone.
     pub longest_delay: Duration,
+}
+
+/// What an effect needs on the device beside the filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// A detour: packets are held back, copied or changed.
+    pub detour: bool,
+    /// One that computes checksums: else nobody would notice that a packet was changed, because
+    /// between devices of one host checksums are neither computed nor looked at.
+    pub checksums: bool,
+}
+
+impl Needs {
+    /// Those of this effect.
+    pub const fn of(effect: &NetworkEffect) -> Self {
+        Self {
+            detour: effect.detours(),
+            checksums: effect.corrupt.is_some(),
+        }
+    }
 }
 
 /// The loaded programs.
 pub struct TcEgress {
     ebpf: Ebpf,
+    /// The most packets that one detour holds.
+    packets: u32,
 }
 
 impl TcEgress {
-    /// Loads the programs; nothing is attached yet.
+    /// Loads the programs; nothing is attached yet. `packets` is the most that one detour holds.
     ///
     /// # Errors
     /// [`MechanismError`]
-    pub fn load(pins: &Path) -> Result<Self, MechanismError> {
+    pub fn load(pins: &Path, packets: u32) -> Result<Self, MechanismError> {
         let mut ebpf = objects::load(Mechanism::TcEgress, pins, 0)?;
         for name in [EGRESS, STAMP, RETURN] {
             classifier(&mut ebpf, name)?
                 .load()
                 .map_err(program("load tc_egress"))?;
         }
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, packets })
     }
 
     /// Tries all of it on devices of a namespace that is gone afterwards: veth, fq, clsact,
@@ -82,9 +111,14 @@ impl TcEgress {
                 slot: u16::MAX,
                 clsact_is_ours: false,
                 detour: None,
+                checksums: false,
                 longest_delay: Duration::ZERO,
             };
-            self.attach(&mut netlink, &mut device, true)
+            let all = Needs {
+                detour: true,
+                checksums: true,
+            };
+            self.attach(&mut netlink, &mut device, all).map(drop)
         })
     }
 
@@ -104,7 +138,7 @@ impl TcEgress {
         };
         if found.loopback {
             return Err(MechanismError::Target(format!(
-                "device: {}: loss and delay do not work on the loopback device; name another, or use partition",
+                "device: {}: only partition works on the loopback device; name another, or use partition",
                 found.name
             )));
         }
@@ -130,8 +164,8 @@ impl TcEgress {
         }
     }
 
-    /// Puts the filter on the device and builds the detour if `delay` and there is none. Safe to
-    /// repeat; on failure what this call added is removed.
+    /// Puts the filter on the device and builds the detour if it `needs` one and there is none.
+    /// Safe to repeat; on failure what this call added is removed. Whether a detour was built.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -139,10 +173,10 @@ impl TcEgress {
         &self,
         netlink: &mut Netlink,
         device: &mut Device,
-        delay: bool,
-    ) -> Result<(), MechanismError> {
+        needs: Needs,
+    ) -> Result<bool, MechanismError> {
         let had_detour = device.detour.is_some();
-        let attached = self.try_attach(netlink, device, delay);
+        let attached = self.try_attach(netlink, device, needs);
         if attached.is_err() && !had_detour {
             // Back to what was there; the first error is the one to tell.
             drop(remove_detour(netlink, device));
@@ -206,8 +240,8 @@ impl TcEgress {
         &self,
         netlink: &mut Netlink,
         device: &mut Device,
-        delay: bool,
-    ) -> Result<(), MechanismError> {
+        needs: Needs,
+    ) -> Result<bool, MechanismError> {
         // Believe the kernel, not the record: the number of a namespace is given out again.
         if let Some((inward, _)) = device.detour {
             let [going_in, _] = detour_names(device.slot);
@@ -218,13 +252,22 @@ impl TcEgress {
                 .detour
                 .filter(|_| there.is_some_and(|link| link.index == inward));
         }
-        if delay && device.detour.is_none() {
+        let builds = needs.detour && device.detour.is_none();
+        if builds {
             self.add_detour(netlink, device)?;
+        }
+        if needs.checksums && !device.checksums {
+            let [going_in, _] = detour_names(device.slot);
+            netlink
+                .compute_checksums(&going_in)
+                .map_err(io_error(format!("turn checksum offload of {going_in} off")))?;
+            device.checksums = true;
         }
         device.clsact_is_ours |= netlink
             .add_clsact(device.ifindex)
             .map_err(io_error(format!("add clsact to {}", device.name)))?;
-        self.set_filter(netlink, device.ifindex, Hook::Egress, EGRESS, device.slot)
+        self.set_filter(netlink, device.ifindex, Hook::Egress, EGRESS, device.slot)?;
+        Ok(builds)
     }
 
     fn add_detour(&self, netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
@@ -240,7 +283,8 @@ impl TcEgress {
         }
         let [inward, outward] = made.map_err(io_error(format!("create the detour {going_in}")))?;
         device.detour = Some((inward, outward));
-        netlink.add_fq(inward).map_err(io_error(
+        device.checksums = false;
+        netlink.add_fq(inward, self.packets).map_err(io_error(
             "add fq to the detour (is the module sch_fq there?)",
         ))?;
         for (ifindex, hook, name) in [
@@ -278,15 +322,41 @@ impl TcEgress {
 
     /// The part of a rule that this mechanism reads.
     pub fn rule(effect: &NetworkEffect) -> Rule {
+        let delay = effect.delay.unwrap_or_default();
+        let reorder = delay.reorder;
         Rule {
             flags: flag::EGRESS,
-            loss_threshold: effect.loss_ppm.map_or(0, threshold_ppm),
-            delay_ns: effect
-                .delay
-                .map_or(0, |delay| delay.as_nanos().try_into().unwrap_or(u64::MAX)),
+            loss: chance(effect.loss),
+            duplicate: chance(effect.duplicate),
+            corrupt: chance(effect.corrupt),
+            reorder: chance(reorder.map(|reorder| reorder.chance)),
+            reorder_gap: reorder.map_or(0, |reorder| reorder.gap),
+            delay_ns: nanos(delay.latency),
+            jitter_ns: nanos(delay.jitter),
+            jitter_correlation: threshold_ppm(delay.correlation_ppm),
+            buckets: buckets(effect),
             ..Rule::default()
         }
     }
+}
+
+fn chance(asked: Option<Chance>) -> sample::Chance {
+    let Chance {
+        ppm,
+        correlation_ppm,
+    } = asked.unwrap_or_default();
+    sample::Chance::of_ppm(ppm, correlation_ppm)
+}
+
+fn buckets(effect: &NetworkEffect) -> [Bucket; 3] {
+    let longest = nanos(MAX_DELAY);
+    let bandwidth = effect.bandwidth.unwrap_or_default();
+    let peak = bandwidth.peak.unwrap_or_default();
+    [
+        Bucket::new(effect.rate.unwrap_or(0), 0, LINE_LIMIT, longest),
+        Bucket::new(bandwidth.rate, bandwidth.buffer, bandwidth.limit, longest),
+        Bucket::new(peak.rate, peak.burst, bandwidth.limit, longest),
+    ]
 }
 
 /// The device of the default route; without one, the only that is up.

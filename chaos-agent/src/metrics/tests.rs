@@ -20,6 +20,7 @@ fn fault(id: &str, name: &str, injected: u64) -> Observed {
             injected,
             would_inject: 0,
             failed: 0,
+            ..Counts::default()
         },
         expires_in: Duration::from_millis(1500),
         armed_ago: Duration::from_secs(1),

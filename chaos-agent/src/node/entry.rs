@@ -167,11 +167,9 @@ impl Entry {
     /// Its rules have gone: keeps what they counted. (Counters stay until their rule is given away.)
     pub(super) fn conclude(&mut self, executor: &Executor, armed: &Armed, outcome: Outcome) {
         if let Ok((counts, first_ns)) = executor.counts(armed) {
-            self.past = Past {
-                counts: add(self.past.counts, counts),
-                armed_ns: armed.armed_ns,
-                first_ns: self.past.first_ns.or(first_ns),
-            };
+            self.past.counts += counts;
+            self.past.armed_ns = armed.armed_ns;
+            self.past.first_ns = self.past.first_ns.or(first_ns);
         }
         self.state = match outcome {
             Outcome::Recovering(since_ns) => State::Recovering {
@@ -197,7 +195,7 @@ impl Entry {
             State::Recovering { .. } => (Phase::Recovering, String::new()),
             State::Armed(armed) => {
                 if let Ok((counts, first_ns)) = executor.counts(armed) {
-                    seen.counts = add(seen.counts, counts);
+                    seen.counts += counts;
                     seen.first_ns = seen.first_ns.or(first_ns);
                 }
                 seen.armed_ns = armed.armed_ns;
@@ -219,6 +217,13 @@ impl Entry {
                 }
             }
         };
+        let degraded = phase == Phase::Injected && seen.counts.over_budget > 0;
+        if degraded {
+            reason = format!(
+                "{} packets were dropped because too many waited on the device already; raise the agent's --delay-budget, or act on fewer packets",
+                seen.counts.over_budget
+            );
+        }
         if halted {
             reason = "this node was stopped by `chaos-agent panic`; `chaos-agent panic --resume` lets faults act again".into();
         }
@@ -236,7 +241,7 @@ impl Entry {
             },
             mechanisms: self.mechanisms.clone(),
             reason,
-            degraded: false,
+            degraded,
             counts: seen.counts,
             expires_in,
             armed_ago: if seen.armed_ns == 0 {
@@ -275,14 +280,5 @@ fn phase_of(error: &ArmError) -> Phase {
         ArmError::Target(TargetError::Gone { .. }) => Phase::TargetGone,
         ArmError::Mechanism(MechanismError::Target(_)) => Phase::NotSupported,
         _ => Phase::Failed,
-    }
-}
-
-fn add(a: Counts, b: Counts) -> Counts {
-    Counts {
-        matched: a.matched + b.matched,
-        injected: a.injected + b.injected,
-        would_inject: a.would_inject + b.would_inject,
-        failed: a.failed + b.failed,
     }
 }

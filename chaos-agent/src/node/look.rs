@@ -15,6 +15,7 @@ impl Node {
             return false;
         }
         self.looked_ns = now;
+        self.executor.relieve();
         let mut changed = false;
         for entry in self.entries.values_mut() {
             let State::Armed(armed) = &mut entry.state else {

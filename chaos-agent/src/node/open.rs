@@ -86,7 +86,9 @@ impl Node {
         } else {
             CgroupDrop::attach(&options.cgroup_root, &pins, &links)
         };
-        let tc_egress = TcEgress::load(&pins);
+        let budget = u32::try_from(options.delay_budget / 1024).unwrap_or(u32::MAX);
+        // No packet counts less than one unit of the budget.
+        let tc_egress = TcEgress::load(&pins, budget.max(1));
         let tried = tc_egress.as_ref().map(TcEgress::probe);
         let capabilities = Capabilities {
             kernel: uname()
@@ -122,6 +124,7 @@ impl Node {
             cgroup_drop.ok(),
             tc_egress.ok(),
             record.devices,
+            budget,
         );
         let mut entries = BTreeMap::new();
         for journal::Entry {

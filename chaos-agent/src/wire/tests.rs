@@ -1,5 +1,8 @@
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use chaos_planner::fault::{Bandwidth, Chance, Delay, NetworkEffect, Peak, Peer, Reorder};
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
@@ -120,13 +123,31 @@ fn what_makes_no_sense_is_refused_with_field_value_and_rule() {
         (
             with_network(|n| {
                 n.ingress = true;
-                n.delay_ns = Some(1);
+                n.delay = Some(proto::Delay::default());
             }),
             "network.ingress: true: goes with drop only",
         ),
         (
-            with_network(|n| n.loss_ppm = Some(2_000_000)),
-            "network.loss_ppm: 2000000",
+            with_network(|n| {
+                n.loss = Some(proto::Chance {
+                    ppm: 2_000_000,
+                    correlation_ppm: 0,
+                })
+            }),
+            "network.loss.ppm: 2000000",
+        ),
+        (
+            with_network(|n| {
+                n.corrupt = Some(proto::Chance {
+                    ppm: 1,
+                    correlation_ppm: 1_000_001,
+                })
+            }),
+            "network.corrupt.correlation_ppm: 1000001",
+        ),
+        (
+            with_network(|n| n.rate = Some(0)),
+            "network.rate: 0: must be at least 1 byte a second",
         ),
         (
             with_network(|n| n.device = "a-name-that-is-too-long".to_owned()),
@@ -253,18 +274,50 @@ fn no_time_is_so_long_that_a_deadline_overflows() {
 }
 
 prop_compose! {
+    fn chance()(ppm in 0..=1_000_000u32, correlation_ppm in 0..=1_000_000u32) -> Chance {
+        Chance { ppm, correlation_ppm }
+    }
+}
+
+prop_compose! {
+    fn delay()(
+        latency in any::<u64>(), jitter in any::<u64>(), correlation_ppm in 0..=1_000_000u32,
+        reorder in proptest::option::of((chance(), any::<u64>())),
+    ) -> Delay {
+        Delay {
+            latency: Duration::from_nanos(latency),
+            jitter: Duration::from_nanos(jitter),
+            correlation_ppm,
+            reorder: reorder.map(|(chance, gap)| Reorder { chance, gap }),
+        }
+    }
+}
+
+prop_compose! {
+    fn bandwidth()(
+        rate in 1..u64::MAX, limit in any::<u64>(), buffer in any::<u64>(),
+        peak in proptest::option::of((1..u64::MAX, any::<u64>())),
+    ) -> Bandwidth {
+        Bandwidth { rate, limit, buffer, peak: peak.map(|(rate, burst)| Peak { rate, burst }) }
+    }
+}
+
+prop_compose! {
     fn network_effect()(
         drop in any::<bool>(), ingress in any::<bool>(),
-        loss_ppm in proptest::option::of(0..=1_000_000u32),
-        delay in proptest::option::of(0..u64::MAX),
+        loss in proptest::option::of(chance()),
+        duplicate in proptest::option::of(chance()),
+        corrupt in proptest::option::of(chance()),
+        delay in proptest::option::of(delay()),
+        rate in proptest::option::of(1..u64::MAX),
+        bandwidth in proptest::option::of(bandwidth()),
         device in proptest::option::of("[a-z][a-z0-9.]{0,14}"),
         peers in proptest::option::of(proptest::collection::btree_set(
             (any::<u32>(), 0..=32u8, proptest::option::of(1..=u16::MAX)), 0..4)),
     ) -> NetworkEffect {
-        let shaped = loss_ppm.is_some() || delay.is_some();
-        NetworkEffect {
+        let mut effect = NetworkEffect {
             egress: true,
-            ingress: ingress && !shaped,
+            ingress: false,
             device,
             peers: peers.map(|set| {
                 let peer = |(v4, length, port): (u32, u8, Option<u16>)| {
@@ -272,10 +325,17 @@ prop_compose! {
                 };
                 set.into_iter().map(peer).collect::<BTreeSet<_>>().into_iter().collect()
             }),
-            drop: drop || !shaped,
-            loss_ppm,
-            delay: delay.map(Duration::from_nanos),
-        }
+            drop: true,
+            loss,
+            duplicate,
+            corrupt,
+            delay,
+            rate,
+            bandwidth,
+        };
+        effect.ingress = ingress && !effect.shapes();
+        effect.drop = drop || !effect.shapes();
+        effect
     }
 }
 
@@ -332,7 +392,7 @@ proptest! {
         words in proptest::array::uniform5(any::<String>()),
         device in any::<String>(), peer in any::<String>(), uid in any::<String>(),
         mode in any::<i32>(), ms in proptest::option::of(any::<u64>()),
-        loss in proptest::option::of(any::<u32>()), flags in any::<u8>(),
+        loss in proptest::option::of((any::<u32>(), any::<u32>())), flags in any::<u8>(),
     ) {
         let [id, kind, namespace, name, record] = words;
         let hostile = proto::Fault {
@@ -341,7 +401,10 @@ proptest! {
                 proto::PodTarget { uid, ..Default::default() })) }),
             effect: Some(proto::fault::Effect::Network(proto::NetworkEffect {
                 egress: flags & 1 != 0, ingress: flags & 2 != 0, all_peers: flags & 4 != 0,
-                drop: flags & 8 != 0, device, peers: vec![peer_of(&peer, flags.into())], loss_ppm: loss, delay_ns: ms,
+                drop: flags & 8 != 0, device, peers: vec![peer_of(&peer, flags.into())], rate: ms,
+                loss: loss.map(|(ppm, correlation_ppm)| proto::Chance { ppm, correlation_ppm }),
+                delay: ms.map(|ms| proto::Delay { latency_ns: ms, jitter_ns: ms, ..Default::default() }),
+                ..Default::default()
             })),
             ..good()
         };
@@ -379,6 +442,8 @@ fn what_is_observed_comes_back_as_it_was_sent() {
                 injected: 3,
                 would_inject: 2,
                 failed: 1,
+                overflowed: 5,
+                over_budget: 6,
             },
             expires_in: Duration::from_millis(1234),
             armed_ago: Duration::from_millis(5),

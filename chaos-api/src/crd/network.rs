@@ -4,10 +4,17 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSche
 
 use crate::crd::shared::{self, NOT_ZERO};
 use crate::crd::{at, message, quoted, rule};
+use crate::rate::RateError;
 use crate::validate::NETWORK_GAPS;
 
-/// Blocks that actions of the netem family read.
-const NETEM_BLOCKS: [&str; 5] = ["delay", "loss", "duplicate", "corrupt", "rate"];
+/// Blocks that act together, whatever the action is called; but not in a partition.
+const BLOCKS: [&str; 6] = ["delay", "loss", "duplicate", "corrupt", "rate", "bandwidth"];
+
+/// A whole number of at most 18 digits and a unit, as [`crate::rate::parse`] reads it.
+const RATE: &str = r"(?i)^\\s*[0-9]{1,18}\\s*[kmgt]?(bit|bps)\\s*$";
+
+/// One of those that is less than a byte a second.
+const NO_RATE: &str = r"(?i)^\\s*(0+\\s*[kmgt]?(bit|bps)|0*[0-7]\\s*bit)\\s*$";
 
 /// One number with one unit.
 const LATENCY: &str = "^[0-9]+([.][0-9]+)?(ns|us|ms|s|m|h)$";
@@ -25,11 +32,12 @@ pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
         at(spec, field, device);
     }
     for field in ["rate.rate", "bandwidth.rate"] {
-        at(spec, field, |rate| rate.max_length = Some(64));
+        at(spec, field, rate);
     }
     blocks(spec);
     direction(spec);
     delay(spec);
+    latency_of(spec);
     shares(spec);
     for gap in NETWORK_GAPS {
         let refused = format!("!({})", gap.cel);
@@ -56,7 +64,7 @@ fn blocks(spec: &mut JSONSchemaProps) {
             ),
         );
     }
-    let any = NETEM_BLOCKS
+    let any = BLOCKS
         .map(|block| format!("has(self.{block})"))
         .join(" || ");
     rule(
@@ -66,10 +74,10 @@ fn blocks(spec: &mut JSONSchemaProps) {
         message(
             "self.action",
             "none of its blocks is set, so it would do nothing",
-            "set spec.delay or spec.loss",
+            "set spec.delay, spec.loss or another block",
         ),
     );
-    for block in NETEM_BLOCKS {
+    for block in BLOCKS {
         rule(
             spec,
             block,
@@ -149,7 +157,7 @@ fn delay(spec: &mut JSONSchemaProps) {
         "delay.latency",
         format!(
             "!has(self.delay) || self.delay.latency.matches('[1-9]') || (self.action != 'delay' && \
-             (has(self.rate) || {other}))"
+             (has(self.rate) || has(self.bandwidth) || {other}))"
         ),
         message(
             "self.delay.latency",
@@ -159,11 +167,93 @@ fn delay(spec: &mut JSONSchemaProps) {
     );
 }
 
+/// What needs a latency, and how much it may be.
+fn latency_of(spec: &mut JSONSchemaProps) {
+    let latency = "self.delay.latency.matches('[1-9]')";
+    let needs = "needs a latency above 0: it changes how long packets wait";
+    rule(
+        spec,
+        "delay.jitter",
+        format!(
+            "!has(self.delay) || !has(self.delay.jitter) || !self.delay.jitter.matches('[1-9]') || {latency}"
+        ),
+        message(
+            "self.delay.jitter",
+            needs,
+            "set spec.delay.latency, or remove it",
+        ),
+    );
+    rule(
+        spec,
+        "delay.reorder.reorder",
+        format!("!has(self.delay) || !has(self.delay.reorder) || {latency}"),
+        message(
+            "self.delay.reorder.reorder",
+            needs,
+            "set spec.delay.latency, or remove it",
+        ),
+    );
+    let both =
+        ["latency", "jitter"].map(|field| format!("self.delay.{field}.matches('{LATENCY}')"));
+    rule(
+        spec,
+        "delay.jitter",
+        format!(
+            "!has(self.delay) || !has(self.delay.jitter) || !({}) || \
+             duration(self.delay.latency) > duration('1h') || \
+             duration(self.delay.latency) + duration(self.delay.jitter) <= duration('1h') || \
+             !self.delay.jitter.matches('[1-9]')",
+            both.join(" && ")
+        ),
+        message(
+            "self.delay.jitter",
+            "must be at most 1h together with the latency",
+            "write a shorter time",
+        ),
+    );
+    at(spec, "delay.reorder.gap", |gap| {
+        rule(
+            gap,
+            "",
+            "self >= 0",
+            message(
+                "string(self)",
+                "must not be negative",
+                "write 1 to let any packet overtake, or a larger number",
+            ),
+        );
+    });
+}
+
+fn rate(field: &mut JSONSchemaProps) {
+    field.max_length = Some(64);
+    rule(
+        field,
+        "",
+        format!("self.matches('{RATE}')"),
+        message(
+            "(self == '' ? 'empty' : self)",
+            &RateError::Form.to_string(),
+            "write it like 1mbit or 100kbps",
+        ),
+    );
+    rule(
+        field,
+        "",
+        format!("!self.matches('{NO_RATE}')"),
+        message(
+            "self",
+            &RateError::Nothing.to_string(),
+            "write it like 1mbit or 100kbps",
+        ),
+    );
+}
+
 fn shares(spec: &mut JSONSchemaProps) {
     let blocks = ["loss", "duplicate", "corrupt"];
     for block in blocks {
         at(spec, &format!("{block}.{block}"), shared::share);
-        let others = NETEM_BLOCKS
+        let others = BLOCKS
             .iter()
             .filter(|other| **other != block)
             .map(|other| format!("has(self.{other})"))
@@ -186,7 +276,19 @@ fn shares(spec: &mut JSONSchemaProps) {
     for block in ["delay", "delay.reorder", "loss", "duplicate", "corrupt"] {
         at(spec, &format!("{block}.correlation"), shared::correlation);
     }
-    at(spec, "delay.reorder.reorder", shared::share);
+    at(spec, "delay.reorder.reorder", |reorder| {
+        shared::share(reorder);
+        rule(
+            reorder,
+            "",
+            format!("self.matches('{NOT_ZERO}')"),
+            message(
+                "self",
+                "0 percent hits nothing",
+                "write a number above 0, up to 100, in quotes",
+            ),
+        );
+    });
 }
 
 fn device(field: &mut JSONSchemaProps) {

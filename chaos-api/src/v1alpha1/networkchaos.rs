@@ -68,8 +68,8 @@ use crate::v1alpha1::status::ChaosStatus;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkChaosSpec {
-    /// What is done: delay, loss, duplicate, corrupt or netem (all of these together), bandwidth,
-    /// or partition (no packet passes).
+    /// What is done: delay, loss, duplicate, corrupt, bandwidth or netem (all blocks that are set
+    /// act together, whichever of these it is), or partition (no packet passes).
     pub action: NetworkAction,
     /// The sources: `selector`, `mode`, `value`.
     #[serde(flatten)]
@@ -106,7 +106,7 @@ pub struct NetworkChaosSpec {
     /// Packets are sent no faster than this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
-    /// Bandwidth limit by a token bucket. Needs action bandwidth.
+    /// Bandwidth limit by a token bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
     /// Duration, legacy scheduler, remote cluster, `faultline`.
@@ -201,7 +201,7 @@ pub struct Reorder {
     /// How much the choice depends on the packet before, in percent, as a string. Default: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation: Option<String>,
-    /// Only each so many-th packet may overtake.
+    /// So many packets less one wait before the next that may overtake. 0 and 1: any packet may.
     #[schemars(extend("format" = "int64"))]
     pub gap: i64,
 }
@@ -239,28 +239,28 @@ pub struct Corrupt {
 /// Packets are sent no faster than this.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rate {
-    /// A whole number and a unit: bit, kbit, mbit, gbit, tbit, or bytes per second as bps, kbps,
-    /// mbps, gbps, tbps.
+    /// A whole number and a unit: bit, kbit, mbit, gbit, tbit (by thousands), or bytes per second
+    /// as bps, kbps, mbps, gbps, tbps (by 1024).
     pub rate: String,
 }
 
 /// Bandwidth limit by a token bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bandwidth {
-    /// A whole number and a unit: bit, kbit, mbit, gbit, tbit, or bytes per second as bps, kbps,
-    /// mbps, gbps, tbps.
+    /// A whole number and a unit: bit, kbit, mbit, gbit, tbit (by thousands), or bytes per second
+    /// as bps, kbps, mbps, gbps, tbps (by 1024).
     pub rate: String,
-    /// Bytes that may wait for tokens.
+    /// Bytes that may wait for tokens; packets beyond are lost.
     #[schemars(range(min = 1), extend("format" = "int32"))]
     pub limit: u32,
     /// Bytes that tokens can be available for at once.
     #[schemars(range(min = 1), extend("format" = "int32"))]
     pub buffer: u32,
-    /// Highest rate, in bytes per second, at which the bucket may be emptied.
+    /// Highest rate, in bytes per second, at which the bucket may be emptied. Only with minburst.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("format" = "int64"))]
     pub peakrate: Option<u64>,
-    /// Size in bytes of the bucket of peakrate.
+    /// Size in bytes of the bucket of peakrate. Only with peakrate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0), extend("format" = "int32"))]
     pub minburst: Option<u32>,

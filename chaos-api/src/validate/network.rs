@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::external::External;
 use crate::v1alpha1::{Direction, NetworkAction, NetworkChaosSpec};
 use crate::validate::{Errors, NOT_SET, lifecycle, selector};
-use crate::{duration, percent};
+use crate::{duration, percent, rate};
 
 /// The longest latency: packets that wait longer than any peer's patience only fill memory.
 pub const MAX_LATENCY: Duration = Duration::from_secs(3600);
@@ -29,33 +29,35 @@ pub(super) fn check(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
     check_action(spec, at, errors);
     check_delay(spec, at, errors);
     check_shares(spec, at, errors);
+    check_rates(spec, at, errors);
     lifecycle::check(&spec.lifecycle, at, errors);
 }
 
 /// The block that the action is named after must be there, and do something.
 fn check_action(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
     let action = spec.action.as_str();
-    let netem_blocks = [
+    let blocks = [
         ("delay", spec.delay.is_some()),
         ("loss", spec.loss.is_some()),
         ("duplicate", spec.duplicate.is_some()),
         ("corrupt", spec.corrupt.is_some()),
         ("rate", spec.rate.is_some()),
+        ("bandwidth", spec.bandwidth.is_some()),
     ];
     let block_is_there = match spec.action {
         NetworkAction::Netem => {
-            if netem_blocks.iter().all(|(_, set)| !set) {
+            if blocks.iter().all(|(_, set)| !set) {
                 errors.add(
                     format!("{at}.action"),
                     action,
                     "none of its blocks is set, so it would do nothing",
-                    format!("set {at}.delay or {at}.loss"),
+                    format!("set {at}.delay, {at}.loss or another block"),
                 );
             }
             true
         }
         NetworkAction::Partition => {
-            for (name, _) in netem_blocks.iter().filter(|(_, set)| *set) {
+            for (name, _) in blocks.iter().filter(|(_, set)| *set) {
                 errors.add(
                     format!("{at}.{name}"),
                     "set",
@@ -125,6 +127,7 @@ fn check_direction(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
 fn check_delay(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
     let Some(delay) = &spec.delay else { return };
     let field = format!("{at}.delay.latency");
+    let mut latency = None;
     match parse_latency(&delay.latency) {
         Err(rule) => errors.add(&field, &delay.latency, rule, "write it like 100ms or 0.5s"),
         Ok(latency) if latency > MAX_LATENCY => errors.add(
@@ -139,22 +142,80 @@ fn check_delay(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
             "a latency of 0 delays nothing",
             "write it like 100ms",
         ),
-        Ok(_) => {}
+        Ok(found) => latency = Some(found),
     }
-    if let Some(jitter) = &delay.jitter
-        && let Err(rule) = parse_latency(jitter)
-    {
-        errors.add(
-            format!("{at}.delay.jitter"),
-            jitter,
-            rule,
-            "write it like 10ms, or remove it",
-        );
+    let needs = |what: &str, value: &str, errors: &mut Errors| {
+        if latency.is_some_and(|latency| latency.is_zero()) {
+            errors.add(
+                format!("{at}.delay.{what}"),
+                value,
+                "needs a latency above 0: it changes how long packets wait",
+                format!("set {at}.delay.latency, or remove it"),
+            );
+        }
+    };
+    if let Some(jitter) = &delay.jitter {
+        let field = format!("{at}.delay.jitter");
+        match parse_latency(jitter) {
+            Err(rule) => errors.add(field, jitter, rule, "write it like 10ms, or remove it"),
+            Ok(time) if time.is_zero() => {}
+            Ok(time) => {
+                needs("jitter", jitter, errors);
+                if latency.is_some_and(|latency| latency + time > MAX_LATENCY) {
+                    errors.add(
+                        field,
+                        jitter,
+                        "must be at most 1h together with the latency",
+                        "write a shorter time",
+                    );
+                }
+            }
+        }
     }
     if let Some(reorder) = &delay.reorder {
+        needs("reorder.reorder", &reorder.reorder, errors);
         let at = format!("{at}.delay.reorder");
-        check_share(&reorder.reorder, &format!("{at}.reorder"), false, errors);
+        check_share(&reorder.reorder, &format!("{at}.reorder"), true, errors);
         check_correlation(reorder.correlation.as_deref(), &at, errors);
+        if reorder.gap < 0 {
+            errors.add(
+                format!("{at}.gap"),
+                reorder.gap.to_string(),
+                "must not be negative",
+                "write 1 to let any packet overtake, or a larger number",
+            );
+        }
+    }
+}
+
+/// What a shaper lets pass.
+fn check_rates(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
+    let rate = spec.rate.as_ref().map(|block| &block.rate);
+    let bandwidth = spec.bandwidth.as_ref().map(|block| &block.rate);
+    for (name, given) in [("rate", rate), ("bandwidth", bandwidth)] {
+        if let Some(given) = given
+            && let Err(rule) = rate::parse(given)
+        {
+            errors.add(
+                format!("{at}.{name}.rate"),
+                given,
+                rule.to_string(),
+                "write it like 1mbit or 100kbps",
+            );
+        }
+    }
+    let Some(bandwidth) = &spec.bandwidth else {
+        return;
+    };
+    for (name, given) in [("limit", bandwidth.limit), ("buffer", bandwidth.buffer)] {
+        if given == 0 {
+            errors.add(
+                format!("{at}.bandwidth.{name}"),
+                "0",
+                "must be at least 1 byte",
+                "write the bytes of some packets, such as 10000",
+            );
+        }
     }
 }
 
@@ -172,6 +233,7 @@ fn has_no_other_effect(spec: &NetworkChaosSpec) -> bool {
     let nothing = |share: &str| percent::parse_ppm(share) == Ok(0);
     spec.action == NetworkAction::Delay
         || (spec.rate.is_none()
+            && spec.bandwidth.is_none()
             && [loss, duplicate, corrupt]
                 .into_iter()
                 .flatten()
@@ -206,7 +268,8 @@ fn check_shares(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
         };
         let name = action.as_str();
         // The only block, or the one the action is named after, must do something.
-        let alone = spec.delay.is_none() && spec.rate.is_none() && set == 1;
+        let others = spec.delay.is_some() || spec.rate.is_some() || spec.bandwidth.is_some();
+        let alone = !others && set == 1;
         let at = format!("{at}.{name}");
         check_share(
             share,

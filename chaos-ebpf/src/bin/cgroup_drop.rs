@@ -7,12 +7,14 @@
     reason = "aya's attributes write each entry point anew, public and without its comment"
 )]
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::{cgroup_skb, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::SkBuffContext;
-use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, Target};
-use chaos_ebpf::network::{Direction, Verdict, ancestor, consider};
-use chaos_ebpf::{armed, now_ns};
+use aya_ebpf::programs::sk_buff::SkBuff;
+use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, RuleRef, Target, flag};
+use chaos_ebpf::network::{Direction, ancestor, applicable};
+use chaos_ebpf::{Draw, Outcome, armed, count, done, now_ns};
 
 /// Cgroup id -> its rules.
 #[map]
@@ -58,12 +60,36 @@ fn verdict(ctx: &SkBuffContext, direction: Direction) -> i32 {
             if reference.generation == 0 {
                 break;
             }
-            if consider(&ctx.skb, reference, direction, false, now, 0) == Verdict::Drop {
+            let received = u64::from(direction == Direction::Ingress);
+            if consider_rule(ctx.skb.skb, reference.to_bits(), received, now) != 0 {
                 return DENY;
             }
         }
     }
     ALLOW
+}
+
+/// 1 if a rule drops this packet. For the verifier: a global function is verified once, on its own,
+/// and not once for every path through the loops over depths and rules, which are more than a
+/// million.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider_rule(skb: *mut __sk_buff, reference: u64, received: u64, now: u64) -> u64 {
+    let skb = SkBuff::new(skb);
+    let reference = RuleRef::from_bits(reference);
+    let direction = if received == 0 {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    };
+    let Some(rule) = applicable(&skb, reference, direction, now) else {
+        return 0;
+    };
+    let draw = Draw::next(reference.id, rule);
+    let drops = rule.flags & flag::DROP != 0 && draw.sampled(rule);
+    let outcome = if drops { done(rule) } else { Outcome::Passed };
+    count(reference.id, outcome, now);
+    u64::from(outcome == Outcome::Injected)
 }
 
 #[cfg(not(target_arch = "bpf"))]

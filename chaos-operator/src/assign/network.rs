@@ -5,9 +5,9 @@
 //! | partition | to | drop egress to targets | drop ingress from sources |
 //! | partition | from | drop ingress from targets | drop egress to sources |
 //! | partition | both | both | both |
-//! | delay, loss | to | egress to targets | nothing |
-//! | delay, loss | from | nothing | egress to sources |
-//! | delay, loss | both | egress to targets | egress to sources |
+//! | all others | to | egress to targets | nothing |
+//! | all others | from | nothing | egress to sources |
+//! | all others | both | egress to targets | egress to sources |
 //!
 //! Without a target the sources' packets to and from everybody are meant. A target without any pod
 //! is not the same as no target: then there is nothing to do. `externalTargets` are further peers of
@@ -15,16 +15,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use chaos_api::external::{External, Host};
-use chaos_api::percent;
+use chaos_api::shaping::{self, Shaping};
 use chaos_api::v1alpha1::names::SELECTOR_KEY_SOURCE;
 use chaos_api::v1alpha1::{Direction, NetworkAction, NetworkChaos, NetworkChaosSpec};
 use chaos_proto::agent::fault::Effect;
-use chaos_proto::agent::{NetworkEffect, Peer};
+use chaos_proto::agent::{self, NetworkEffect, Peer};
 use ipnet::IpNet;
 
-use crate::assign::{Assigned, Request, Share, fault, live_pod, nanos};
+use crate::assign::{Assigned, Request, Share, fault, live_pod};
 use crate::cluster::{is_completed, pod_ips};
 use crate::kind::Kind;
 use crate::names::Names;
@@ -273,20 +274,42 @@ fn effect(
     ways: Ways,
     peers: Option<BTreeSet<(IpNet, Option<u16>)>>,
 ) -> NetworkEffect {
-    let shaping = spec.action != NetworkAction::Partition;
-    let loss = spec.loss.as_ref().filter(|_| shaping);
-    let delay = spec.delay.as_ref().filter(|_| shaping);
+    // It has been validated: nothing in it cannot be read.
+    let shaping = Shaping::of(spec).unwrap_or_default();
+    let chance = |share: shaping::Share| agent::Chance {
+        ppm: share.ppm,
+        correlation_ppm: share.correlation_ppm,
+    };
     NetworkEffect {
         egress: ways.egress,
         ingress: ways.ingress,
         device: String::new(),
         all_peers: peers.is_none(),
         peers: peers.iter().flatten().map(peer).collect(),
-        drop: !shaping,
-        loss_ppm: loss.and_then(|block| percent::parse_ppm(&block.loss).ok()),
-        delay_ns: delay
-            .and_then(|block| nanos(&block.latency))
-            .filter(|latency| *latency > 0),
+        drop: spec.action == NetworkAction::Partition,
+        loss: shaping.loss.map(chance),
+        duplicate: shaping.duplicate.map(chance),
+        corrupt: shaping.corrupt.map(chance),
+        delay: shaping.delay.map(|delay| agent::Delay {
+            latency_ns: nanos(delay.latency),
+            jitter_ns: nanos(delay.jitter),
+            correlation_ppm: delay.correlation_ppm,
+            reorder: delay.reorder.map(|(share, gap)| agent::Reorder {
+                chance: Some(chance(share)),
+                gap,
+            }),
+        }),
+        rate: shaping.rate,
+        bandwidth: shaping.bandwidth.map(|bucket| {
+            let (peak_rate, peak_burst) = bucket.peak.unwrap_or_default();
+            agent::Bandwidth {
+                rate: bucket.rate,
+                limit: bucket.limit,
+                buffer: bucket.buffer,
+                peak_rate,
+                peak_burst,
+            }
+        }),
     }
 }
 
@@ -299,6 +322,10 @@ fn peer((net, port): &(IpNet, Option<u16>)) -> Peer {
         },
         port: port.map_or(0, u32::from),
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -72,7 +72,13 @@ async fn a_delay_reaches_the_agent_and_goes_away_again(world: &mut World) -> Res
         let Some(Effect::Network(effect)) = held.fault.effect else {
             anyhow::bail!("no network effect");
         };
-        ensure!(effect.delay_ns == Some(100_000_000) && effect.all_peers && effect.egress);
+        ensure!(
+            effect
+                .delay
+                .is_some_and(|delay| delay.latency_ns == 100_000_000)
+                && effect.all_peers
+                && effect.egress
+        );
     }
     world.agent.set(|agent| agent.hits = 7);
     let object = world

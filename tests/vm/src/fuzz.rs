@@ -15,6 +15,7 @@ use aya::Ebpf;
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
+use chaos_abi::sample::Chance;
 use chaos_agent::executor::PeerEntries;
 use chaos_agent::kernel::maps::{self, Pinned, TargetKind};
 use chaos_agent::kernel::objects;
@@ -156,21 +157,25 @@ impl Kernel {
                 self.held.push(entries);
             }
             self.maps.reset_counters(one.id)?;
-            self.maps.set_rule(
-                one.id,
-                Rule {
-                    deadline_ns: if one.is_past { 1 } else { u64::MAX },
-                    generation: one.generation,
-                    flags,
-                    peer_set: one.id,
-                    seed: one.seed,
-                    sample_threshold: one.sample,
-                    sample_first: one.first,
-                    sample_every: one.every,
-                    loss_threshold: one.loss,
-                    ..Rule::default()
+            let mut rule = Rule {
+                deadline_ns: if one.is_past { 1 } else { u64::MAX },
+                generation: one.generation,
+                flags,
+                peer_set: one.id,
+                seed: one.seed,
+                sample_threshold: one.sample,
+                sample_first: one.first,
+                sample_every: one.every,
+                loss: Chance {
+                    threshold: one.loss,
+                    correlation: 0,
                 },
-            )?;
+                ..Rule::default()
+            };
+            if rule.draws() {
+                rule.flags |= flag::DRAWS;
+            }
+            self.maps.set_rule(one.id, rule)?;
             *place = RuleRef {
                 id: one.id,
                 // A reference to another life of the rule is void.

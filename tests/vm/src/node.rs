@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use chaos_agent::kernel::maps::Pinned;
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef};
 use chaos_planner::observed::{Counts, Observed, Phase};
@@ -12,6 +13,7 @@ use chaos_planner::observed::{Counts, Observed, Phase};
 use crate::cgroup::Cgroup;
 use crate::netns::Namespace;
 use crate::process::{Place, Process, role};
+use crate::wait::eventually;
 
 /// How long a step of the node may take on an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,7 +26,11 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn open() -> Result<Host> {
-        let node = Node::open(Options::default()).context("failed to open the node")?;
+        Host::open_with(Options::default())
+    }
+
+    pub(crate) fn open_with(options: Options) -> Result<Host> {
+        let node = Node::open(options).context("failed to open the node")?;
         for capability in &node.capabilities().mechanisms {
             ensure!(capability.supported, "{:?}", capability);
         }
@@ -180,6 +186,22 @@ pub(crate) fn fault(id: &str, cgroup: &Cgroup, effect: NetworkEffect) -> Fault {
 pub(crate) fn lasting(mut fault: Fault, time: Duration) -> Fault {
     fault.lifetime = Lifetime::For(time);
     fault
+}
+
+/// The same with this seed.
+pub(crate) fn seeded(mut fault: Fault, seed: u64) -> Fault {
+    fault.sample.seed = Some(seed);
+    fault
+}
+
+/// Soon the kernel takes nothing for waiting in the detour of the first device.
+pub(crate) fn nothing_waits() -> Result<()> {
+    let maps = Pinned::open(Path::new("/sys/fs/bpf"))?;
+    eventually("an empty detour", PATIENCE, || {
+        let units = maps.waiting(1)?;
+        ensure!(units == 0, "{units} kilobytes wait");
+        Ok(())
+    })
 }
 
 /// To what is sent.

@@ -3,3 +3,4 @@
 mod deadline;
 mod packets;
 mod peers;
+mod together;

@@ -68,6 +68,17 @@ impl Echo {
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.process.with_events(<[Arrival]>::to_vec)
     }
+
+    /// How often each of the first `count` datagrams of a prober has come in so far.
+    pub fn times_seen(&self, count: u64) -> Vec<usize> {
+        let mut seen = vec![0; count as usize];
+        for arrival in self.arrivals() {
+            if let Some(times) = seen.get_mut(arrival.seq as usize) {
+                *times += 1;
+            }
+        }
+        seen
+    }
 }
 
 fn echo(args: &str) -> Result<()> {

@@ -41,11 +41,11 @@ impl Check {
 const MODULES: [(&str, &str, &str); 4] = [
     ("module sch_fq", "sch_fq", "delay"),
     ("module veth", "veth", "delay"),
-    ("module cls_bpf", "cls_bpf", "loss and delay"),
+    ("module cls_bpf", "cls_bpf", "all but partition"),
     (
         "module sch_ingress",
         "sch_ingress",
-        "loss and delay (clsact)",
+        "all but partition (clsact)",
     ),
 ];
 

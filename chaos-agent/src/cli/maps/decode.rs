@@ -4,8 +4,8 @@ use std::net::Ipv6Addr;
 
 use anyhow::bail;
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{Rule, Target, flag, ports};
-use chaos_abi::sample::{ALWAYS, Threshold};
+use chaos_abi::network::{Rule, State, Target, flag, ports};
+use chaos_abi::sample::{ALWAYS, Chance, Threshold};
 use chaos_abi::{RULES_PER_TARGET, control};
 use serde_json::{Value, json};
 
@@ -40,13 +40,25 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
             }
             rows
         }
-        "SEQUENCES" => {
+        "STATE" => {
             let mut rows = Vec::new();
-            for (id, _) in maps.rules()? {
-                rows.push(vec![
-                    ("rule", json!(id)),
-                    ("next", json!(maps.sequence(id)?)),
-                ]);
+            for (id, rule) in maps.rules()? {
+                rows.push(state(id, &rule, &maps.state(id)?, now));
+            }
+            rows
+        }
+        "WAITING" => {
+            let mut rows = Vec::new();
+            for (slot, target) in maps.targets(TargetKind::Device)? {
+                if let Ok(slot) = u16::try_from(slot)
+                    && target.detour_in != 0
+                {
+                    rows.push(vec![
+                        ("slot", json!(slot)),
+                        ("kilobytes", json!(maps.waiting(slot)?)),
+                        ("at_most", json!(target.budget)),
+                    ]);
+                }
             }
             rows
         }
@@ -133,22 +145,12 @@ fn rule(id: u32, rule: &Rule, now: u64) -> Row {
         ("ends_in_ms", json!(milliseconds_to(rule.deadline_ns, now))),
         ("flags", json!(flags(rule.flags))),
         ("sample", json!(sample)),
-        (
-            "loss",
-            json!(if rule.loss_threshold == 0 {
-                None
-            } else {
-                Some(percent(rule.loss_threshold))
-            }),
-        ),
-        (
-            "delay_ms",
-            json!(if rule.delay_ns == 0 {
-                None
-            } else {
-                Some(rule.delay_ns as f64 / 1e6)
-            }),
-        ),
+        ("loss", json!(chance(&rule.loss))),
+        ("duplicate", json!(chance(&rule.duplicate))),
+        ("corrupt", json!(chance(&rule.corrupt))),
+        ("reorder", json!(reorder(rule))),
+        ("delay_ms", json!(delay(rule))),
+        ("shapers", json!(shapers(rule))),
         (
             "ifindex",
             json!((rule.ifindex != 0).then_some(rule.ifindex)),
@@ -164,6 +166,62 @@ fn rule(id: u32, rule: &Rule, now: u64) -> Row {
     ]
 }
 
+/// `30%`, `30% (25% as before)`.
+fn chance(chance: &Chance) -> Option<String> {
+    (chance.threshold != 0).then(|| percent(chance.threshold) + &as_before(chance.correlation))
+}
+
+fn as_before(correlation: Threshold) -> String {
+    match correlation {
+        0 => String::new(),
+        some => format!(" ({} as before)", percent(some)),
+    }
+}
+
+fn reorder(rule: &Rule) -> Option<String> {
+    let text = chance(&rule.reorder)?;
+    Some(match rule.reorder_gap {
+        0 | 1 => text,
+        gap => format!("{text} gap {gap}"),
+    })
+}
+
+/// `100`, `100 ± 10`.
+fn delay(rule: &Rule) -> Option<String> {
+    let ms = |ns: u64| ns as f64 / 1e6;
+    let jitter = match rule.jitter_ns {
+        0 => String::new(),
+        ns => format!(" ± {}{}", ms(ns), as_before(rule.jitter_correlation)),
+    };
+    (rule.delay_ns != 0).then(|| format!("{}{jitter}", ms(rule.delay_ns)))
+}
+
+/// Bytes a second of each that there is.
+fn shapers(rule: &Rule) -> Option<String> {
+    let named = ["rate", "bandwidth", "peak"].into_iter().zip(&rule.buckets);
+    let there: Vec<_> = named
+        .filter(|(_, bucket)| bucket.bytes_per_second != 0)
+        .map(|(name, bucket)| format!("{name} {} B/s", bucket.bytes_per_second))
+        .collect();
+    (!there.is_empty()).then(|| there.join(" "))
+}
+
+/// How far the clocks of shapers are ahead is what waits for them.
+fn state(id: u32, rule: &Rule, state: &State, now: u64) -> Row {
+    let ahead = |index: usize| {
+        let shapes = rule.buckets[index].bytes_per_second != 0;
+        shapes.then(|| state.clocks[index].saturating_sub(now) / 1_000_000)
+    };
+    vec![
+        ("rule", json!(id)),
+        ("next", json!(state.sequence)),
+        ("in_order", json!(state.in_order)),
+        ("rate_ms", json!(ahead(0))),
+        ("bandwidth_ms", json!(ahead(1))),
+        ("peak_ms", json!(ahead(2))),
+    ]
+}
+
 fn counters(counters: &Counters, now: u64) -> Row {
     let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) / 1_000_000);
     vec![
@@ -171,6 +229,8 @@ fn counters(counters: &Counters, now: u64) -> Row {
         ("injected", json!(counters.injected)),
         ("would_inject", json!(counters.would_inject)),
         ("failed", json!(counters.failed)),
+        ("overflowed", json!(counters.overflowed)),
+        ("over_budget", json!(counters.over_budget)),
         ("first_ms_ago", json!(ago(counters.first_ns))),
         ("last_ms_ago", json!(ago(counters.last_ns))),
     ]
@@ -207,6 +267,7 @@ fn flags(bits: u32) -> String {
         (flag::NETS, "nets"),
         (flag::OBSERVE, "observe"),
         (flag::DROP, "drop"),
+        (flag::DRAWS, "draws"),
     ];
     let known = names.iter().fold(0, |all, (bit, _)| all | bit);
     let mut words: Vec<String> = names
@@ -237,6 +298,7 @@ fn milliseconds_to(at_ns: u64, now_ns: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use chaos_abi::network::RuleRef;
+    use chaos_abi::pace::Bucket;
     use chaos_abi::sample::threshold_ppm;
 
     use super::*;
@@ -255,8 +317,17 @@ mod tests {
             sample_threshold: threshold_ppm(5_000),
             sample_first: 10,
             sample_every: 2,
-            loss_threshold: threshold_ppm(300_000),
+            loss: Chance::of_ppm(300_000, 0),
+            duplicate: Chance::of_ppm(10_000, 250_000),
+            reorder: Chance::of_ppm(500_000, 0),
+            reorder_gap: 5,
             delay_ns: 1_500_000,
+            jitter_ns: 500_000,
+            buckets: [
+                Bucket::new(125_000, 0, 1_000, u64::MAX),
+                Bucket::default(),
+                Bucket::default(),
+            ],
             ..Rule::default()
         };
         let row = rule(7, &delay, 10_000_000_000);
@@ -266,7 +337,11 @@ mod tests {
             ("flags", json!("egress peers 0x200")),
             ("sample", json!("0.5% first 10 every 2")),
             ("loss", json!("30%")),
-            ("delay_ms", json!(1.5)),
+            ("duplicate", json!("1% (25% as before)")),
+            ("corrupt", Value::Null),
+            ("reorder", json!("50% gap 5")),
+            ("delay_ms", json!("1.5 ± 0.5")),
+            ("shapers", json!("rate 125000 B/s")),
             ("ifindex", Value::Null),
             ("peer_set", json!(4)),
         ] {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{PeerKey, Rule, Target};
+use chaos_abi::network::{PeerKey, Rule, State, Target};
 use serde_json::json;
 
 use super::decode::Row;
@@ -19,7 +19,8 @@ pub(super) fn dump(directory: &Path, name: &str) -> anyhow::Result<Vec<Row>> {
         MapData::from_pin(&path).with_context(|| format!("failed to open {}", path.display()))?;
     Ok(match name {
         "CONTROL" | "DEPTHS" => array::<4>(data)?,
-        "SEQUENCES" => array::<8>(data)?,
+        "WAITING" => array::<8>(data)?,
+        "STATE" => array::<{ size_of::<State>() }>(data)?,
         "RULES" => array::<{ size_of::<Rule>() }>(data)?,
         "COUNTERS" => per_cpu(data)?,
         "PEERS" => hash::<{ size_of::<PeerKey>() }, 1>(data)?,

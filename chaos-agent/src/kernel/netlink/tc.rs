@@ -53,23 +53,25 @@ pub struct Filter {
 }
 
 impl Netlink {
-    /// Gives a device fq as root: it holds each packet until its `tstamp`, any number of packets
-    /// of a flow, without pacing of its own.
+    /// Gives a device fq as root: it holds each packet until its `tstamp`, up to `packets` of one
+    /// flow or of all, without pacing of its own.
     ///
     /// # Errors
     /// `NotFound` where the kernel has no fq, else what it answers.
-    pub fn add_fq(&mut self, index: u32) -> io::Result<()> {
+    pub fn add_fq(&mut self, index: u32, packets: u32) -> io::Result<()> {
         // linux/pkt_sched.h, TCA_FQ_*
         const PLIMIT: u16 = 1;
         const FLOW_PLIMIT: u16 = 2;
         const RATE_ENABLE: u16 = 5;
+        const ORPHAN_MASK: u16 = 10;
         const HORIZON: u16 = 14;
-        const PACKETS: u32 = 200_000;
         let options = [
-            (PLIMIT, PACKETS),
-            (FLOW_PLIMIT, PACKETS),
+            (PLIMIT, packets),
+            (FLOW_PLIMIT, packets),
             (RATE_ENABLE, 0),
-            // Microseconds; the most that fits: 71 minutes, more than the longest delay.
+            // Packets without a socket are one flow if they have the same hash: all bits of it.
+            (ORPHAN_MASK, u32::MAX),
+            // Microseconds; the most that fits: 71 minutes, more than `Verdict::MAX_WAIT_NS`.
             (HORIZON, u32::MAX),
         ];
         let message = qdisc(index, TcHandle::ROOT, "fq", &options);

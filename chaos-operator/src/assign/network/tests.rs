@@ -318,11 +318,12 @@ fn the_fault_says_who_where_how_and_for_whom() {
         panic!("it is a network fault");
     };
     assert_eq!(effect.device, "eth1");
-    assert_eq!(effect.delay_ns, Some(1_500_000));
-    assert_eq!(effect.loss_ppm, Some(5_000));
+    let delay = effect.delay.unwrap();
+    assert_eq!((delay.latency_ns, delay.jitter_ns), (1_500_000, 0));
+    assert_eq!(effect.loss.unwrap().ppm, 5_000);
     assert!(!effect.drop && effect.all_peers);
     let target = fault.target.clone().and_then(|target| target.target);
-    let Some(chaos_proto::agent::target::Target::Pod(target)) = target else {
+    let Some(agent::target::Target::Pod(target)) = target else {
         panic!("the target is a pod");
     };
     assert_eq!(target.uid, "uid-a");
@@ -332,18 +333,46 @@ fn the_fault_says_who_where_how_and_for_whom() {
 
 #[test]
 fn all_set_blocks_act_together_whatever_the_action_is_called() {
-    let spec =
-        "{action: delay, mode: all, selector: {}, delay: {latency: 10ms}, loss: {loss: '25'}}";
+    let spec = "{action: delay, mode: all, selector: {}, loss: {loss: '25', correlation: '5'},
+        duplicate: {duplicate: '1'}, corrupt: {corrupt: '2'}, rate: {rate: 1mbit},
+        delay: {latency: 10ms, jitter: 1ms, correlation: '50', reorder: {reorder: '3', gap: 4}},
+        bandwidth: {rate: 1kbps, limit: 20, buffer: 10, peakrate: 5, minburst: 6}}";
     let Share::Fault { fault, .. } = &assigned(spec, "a", &four())[0].share else {
         panic!("a has a fault");
     };
     let Some(Effect::Network(effect)) = &fault.effect else {
         panic!("it is a network fault");
     };
-    assert_eq!(
-        (effect.delay_ns, effect.loss_ppm),
-        (Some(10_000_000), Some(250_000))
-    );
+    let chance = |ppm, correlation_ppm| agent::Chance {
+        ppm,
+        correlation_ppm,
+    };
+    let expected = NetworkEffect {
+        egress: true,
+        all_peers: true,
+        loss: Some(chance(250_000, 50_000)),
+        duplicate: Some(chance(10_000, 0)),
+        corrupt: Some(chance(20_000, 0)),
+        delay: Some(agent::Delay {
+            latency_ns: 10_000_000,
+            jitter_ns: 1_000_000,
+            correlation_ppm: 500_000,
+            reorder: Some(agent::Reorder {
+                chance: Some(chance(30_000, 0)),
+                gap: 4,
+            }),
+        }),
+        rate: Some(125_000),
+        bandwidth: Some(agent::Bandwidth {
+            rate: 1_024,
+            limit: 20,
+            buffer: 10,
+            peak_rate: 5,
+            peak_burst: 6,
+        }),
+        ..NetworkEffect::default()
+    };
+    assert_eq!(*effect, expected);
 }
 
 proptest! {

@@ -85,7 +85,8 @@ fn a_finalizer_that_is_torn_off_is_wanted_again() {
 #[test]
 fn a_bad_document_is_answered_once_and_gets_nothing() {
     let mut bench = Bench::new(
-        "{action: delay, mode: fixed, value: '0', selector: {}, delay: {latency: 1s, jitter: 2ms}}",
+        "{action: delay, mode: fixed, value: '0', selector: {}, delay: {latency: 1s},
+          faultline: {exemptProbes: true}}",
     );
     bench.look();
     assert_eq!(bench.events(), "Failed Failed");

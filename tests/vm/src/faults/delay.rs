@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use chaos_planner::fault::NetworkEffect;
+use chaos_planner::fault::{Chance, Delay, NetworkEffect};
 
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
@@ -17,7 +17,7 @@ use crate::vm_test;
 
 fn delay(ms: u64) -> NetworkEffect {
     NetworkEffect {
-        delay: Some(Duration::from_millis(ms)),
+        delay: Some(Delay::of(Duration::from_millis(ms))),
         ..egress()
     }
 }
@@ -178,7 +178,7 @@ fn a_delay_and_a_loss_act_together() -> Result<()> {
         "dl",
         &target,
         NetworkEffect {
-            loss_ppm: Some(500_000),
+            loss: Some(Chance::of(500_000)),
             ..delay(100)
         },
     ))?;

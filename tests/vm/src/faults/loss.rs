@@ -1,12 +1,12 @@
 //! Loss: the sender is not told, and a seed says beforehand which packets go.
 
 use anyhow::{Result, ensure};
-use chaos_abi::sample::{Stream, hit, threshold_ppm};
-use chaos_planner::fault::{Fault, NetworkEffect, Sample};
+use chaos_abi::sample::{self, Stream, hit, threshold_ppm};
+use chaos_planner::fault::{Chance, NetworkEffect, Sample};
 
 use crate::cgroup::Cgroup;
 use crate::netns::Pair;
-use crate::node::{Host, egress, fault, resident};
+use crate::node::{Host, egress, fault, resident, seeded};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
@@ -15,14 +15,9 @@ const SEED: u64 = 20_260_101;
 
 fn loss(ppm: u32) -> NetworkEffect {
     NetworkEffect {
-        loss_ppm: Some(ppm),
+        loss: Some(Chance::of(ppm)),
         ..egress()
     }
-}
-
-fn seeded(mut fault: Fault) -> Fault {
-    fault.sample.seed = Some(SEED);
-    fault
 }
 
 vm_test!(
@@ -36,14 +31,11 @@ fn a_seeded_loss_takes_the_packets_that_the_model_says() -> Result<()> {
         let echo = Echo::start(Place::host().in_namespace(&pair.b))?;
         let _resident = resident(&pair.a, &target)?;
         let mut host = Host::open()?;
-        host.arm(seeded(fault(
-            "l",
-            &target,
-            NetworkEffect {
-                peers: Some(vec![to.into()]),
-                ..loss(300_000)
-            },
-        )))?;
+        let effect = NetworkEffect {
+            peers: Some(vec![to.into()]),
+            ..loss(300_000)
+        };
+        host.arm(seeded(fault("l", &target, effect), SEED))?;
         let from = |cgroup| Place::host().in_namespace(&pair.a).in_cgroup(cgroup);
         let probes = udp::probe(from(&target), &Probing::of(to).per_second(200), 200)?;
         let counts = host.counts("l")?;
@@ -131,5 +123,44 @@ fn a_sample_names_the_packets_that_are_lost() -> Result<()> {
         let counts = host.recover(&index.to_string())?;
         ensure!(counts.matched == 40, "{counts:?}");
     }
+    Ok(())
+}
+
+vm_test!(a_correlated_loss_comes_in_runs, limit = 60);
+fn a_correlated_loss_comes_in_runs() -> Result<()> {
+    let pair = Pair::new()?;
+    let target = Cgroup::new()?;
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let _resident = resident(&pair.a, &target)?;
+    let mut host = Host::open()?;
+    let effect = NetworkEffect {
+        peers: Some(vec![Pair::B4.into()]),
+        loss: Some(Chance {
+            ppm: 300_000,
+            correlation_ppm: 900_000,
+        }),
+        ..egress()
+    };
+    host.arm(seeded(fault("l", &target, effect), SEED))?;
+    let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+    let probes = udp::probe(from, &Probing::of(Pair::B4).per_second(200), 200)?;
+    let chance = sample::Chance::of_ppm(300_000, 900_000);
+    let model: Vec<u64> = (0..200)
+        .filter(|&n| chance.hits(SEED, Stream::Loss, n))
+        .collect();
+    let changes = model
+        .windows(2)
+        .filter(|pair| pair[1] != pair[0] + 1)
+        .count();
+    ensure!(
+        changes < model.len() / 3,
+        "the model has no runs: {model:?}"
+    );
+    ensure!(
+        probes.lost_seqs() == model,
+        "peer {:?}, model {model:?}",
+        probes.lost_seqs()
+    );
+    ensure!(host.counts("l")?.injected == model.len() as u64);
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_agent::node::{Node, Options, Owner};
-use chaos_planner::fault::{Fault, Lifetime, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Delay, Fault, Lifetime, NetworkEffect, TargetRef};
 use chaos_planner::observed::Phase;
 use nix::errno::Errno;
 
@@ -68,7 +68,7 @@ fn a_successor_adopts_what_its_predecessor_armed() -> Result<()> {
     let _resident = resident(&pair.a, &target)?;
     let owner = || Owner("test".into());
     let delay = NetworkEffect {
-        delay: Some(Duration::from_millis(100)),
+        delay: Some(Delay::of(Duration::from_millis(100))),
         ..egress()
     };
     let faults = || {

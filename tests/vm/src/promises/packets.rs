@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
-use chaos_abi::sample::ALWAYS;
+use chaos_abi::sample::{ALWAYS, Chance};
 use chaos_agent::kernel::maps::{self, Pinned, TargetKind};
 use chaos_agent::kernel::objects;
 use chaos_planner::capabilities::Mechanism;
@@ -45,7 +45,7 @@ fn what_stops_everything_stops_it() -> Result<()> {
         generation: 3,
         flags: flag::EGRESS,
         sample_threshold: ALWAYS,
-        loss_threshold: ALWAYS,
+        loss: Chance::of_ppm(1_000_000, 0),
         ..Rule::default()
     };
     maps.set_rule(5, rule)?;
@@ -90,13 +90,15 @@ fn what_stops_everything_stops_it() -> Result<()> {
 
 vm_test!(the_verifier_has_little_to_look_at, limit = 60);
 fn the_verifier_has_little_to_look_at() -> Result<()> {
-    // Some 2 000 today. The kernel's limit is a million; what grows towards it takes seconds to load.
-    const LIMIT: u32 = 20_000;
+    // Most of it is the loop of `sample::source`, which is walked step by step. The kernel's limit is
+    // a million; what grows towards it takes seconds to load.
+    const LIMIT: u32 = 100_000;
     let programs = Programs::load()?;
     for (name, program) in programs.egress.programs() {
         if let Ok(info) = program.info()
             && let Some(instructions) = info.verified_instruction_count()
         {
+            note(format!("{name}: {instructions} instructions"));
             ensure!(instructions < LIMIT, "{name}: {instructions}");
         }
     }
