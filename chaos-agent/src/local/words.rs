@@ -1,0 +1,65 @@
+//! A fault in words.
+
+use chaos_planner::fault::{Effect, Fault, Mode, Peer};
+
+/// In words, for the user: "loss 30% and delay 100ms on packets sent".
+pub fn describe(fault: &Fault) -> String {
+    let Effect::Network(network) = &fault.effect;
+    let mut parts = Vec::new();
+    if network.drop {
+        parts.push("partition".to_owned());
+    }
+    let shares = [
+        ("loss", network.loss),
+        ("duplicate", network.duplicate),
+        ("corrupt", network.corrupt),
+    ];
+    for (name, chance) in shares {
+        if let Some(chance) = chance {
+            parts.push(format!("{name} {}%", f64::from(chance.ppm) / 10_000.0));
+        }
+    }
+    if let Some(delay) = network.delay {
+        let mut text = format!("delay {:?}", delay.latency);
+        if !delay.jitter.is_zero() {
+            text.push_str(&format!("\u{b1}{:?}", delay.jitter));
+        }
+        if let Some(reorder) = delay.reorder {
+            let share = f64::from(reorder.chance.ppm) / 10_000.0;
+            text.push_str(&format!(" but for {share}%"));
+        }
+        parts.push(text);
+    }
+    if let Some(rate) = network.rate {
+        parts.push(format!("rate {rate} B/s"));
+    }
+    if let Some(bandwidth) = network.bandwidth {
+        parts.push(format!("bandwidth {} B/s", bandwidth.rate));
+    }
+    let direction = match (network.egress, network.ingress) {
+        (true, true) => "sent and received",
+        (false, true) => "received",
+        (_, false) => "sent",
+    };
+    let peers = match &network.peers {
+        None => String::new(),
+        Some(peers) => format!(" to or from {}", some_of(peers)),
+    };
+    let observe = if fault.mode == Mode::Observe {
+        " (only counted)"
+    } else {
+        ""
+    };
+    let what = parts.join(" and ");
+    format!("{what} on packets {direction}{peers}{observe}")
+}
+
+/// The first few, and how many more.
+fn some_of(peers: &[Peer]) -> String {
+    const SHOWN: usize = 3;
+    let mut words: Vec<String> = peers.iter().take(SHOWN).map(ToString::to_string).collect();
+    if peers.len() > SHOWN {
+        words.push(format!("{} more", peers.len() - SHOWN));
+    }
+    words.join(", ")
+}
