@@ -216,8 +216,9 @@ fn latency_of(spec: &mut JSONSchemaProps) {
             gap,
             "",
             "self >= 0",
+            // The text of a number costs more than the API server lets a schema cost.
             message(
-                "string(self)",
+                "'a negative number'",
                 "must not be negative",
                 "write 1 to let any packet overtake, or a larger number",
             ),

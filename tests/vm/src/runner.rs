@@ -29,7 +29,7 @@ const OUTCOME: &str = "/run/vm-tests-outcome";
 /// Name that trouble between boot and the first test goes by.
 const BOOT: &str = "boot::the_kernel_log_is_clean";
 
-/// What `main` of the runner does: `run [--only X]`, or what the runner starts itself as,
+/// What `main` of the runner does: `run [--only X] [--from Y]`, or what the runner starts itself as,
 /// `test NAME` and `role NAME ARGS`.
 ///
 /// # Errors
@@ -45,13 +45,16 @@ pub fn main(args: &[&str]) -> Result<()> {
             let role = Role::find(name).with_context(|| format!("no role {name}"))?;
             (role.run)(args)
         }
-        ["run"] => run_all(""),
-        ["run", "--only", only] => run_all(only),
-        _ => bail!("usage: vm-runner run [--only PART-OF-A-NAME]; got {args:?}"),
+        ["run"] => run_all("", None),
+        ["run", "--only", only] => run_all(only, None),
+        ["run", "--from", first] => run_all("", Some(first)),
+        ["run", "--only", only, "--from", first] => run_all(only, Some(first)),
+        _ => bail!("usage: vm-runner run [--only PART-OF-A-NAME] [--from NAME]; got {args:?}"),
     }
 }
 
-fn run_all(only: &str) -> Result<()> {
+/// All whose name contains `only`; those before `first` have run already.
+fn run_all(only: &str, first: Option<&str>) -> Result<()> {
     netns::loopback_up()?;
     let mut events = OpenOptions::new().write(true).open(EVENTS).ok();
     let mut tell = |event: Event| -> Result<()> {
@@ -66,7 +69,8 @@ fn run_all(only: &str) -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?
         .trim()
         .to_owned();
-    let tests = Test::all(only);
+    let is_before = |test: &&Test| first.is_some_and(|first| test.full_name() != first);
+    let tests: Vec<_> = Test::all(only).into_iter().skip_while(is_before).collect();
     print(&format!(
         "Linux {release}: {} tests, {} after boot",
         tests.len(),

@@ -9,6 +9,12 @@ use vm_tests::report::{Event, Outcome};
 /// Lines of the console that a failure repeats.
 const LINES_OF_CONSOLE: usize = 30;
 
+/// The result of a run that ended before all tests had run.
+pub(super) const CUT_SHORT: &str = "run::all_tests_run_to_the_end";
+
+/// What the kernel says when QEMU has broken it.
+const BROKEN_BY_QEMU: &str = "Oops: int3";
+
 /// One boot of one kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelRun {
@@ -18,6 +24,9 @@ pub(crate) struct KernelRun {
     pub(crate) seconds: f64,
     /// In the order they ran.
     pub(crate) results: Vec<TestResult>,
+    /// The test that QEMU broke the machine in, if it did: neither that nor those after it have a
+    /// result that counts.
+    pub(crate) broken_in: Option<String>,
     /// Where its console and its events are kept.
     pub(crate) directory: PathBuf,
 }
@@ -109,18 +118,23 @@ pub(crate) fn conclude(
         outcome: Outcome::Failed(why),
         seconds: 0.0,
     };
+    // The kernel patches its own code while another CPU runs it; under emulation that one may find
+    // the breakpoint of the patch when nobody knows of it any more.
+    let is_broken = !ended && (console.contains(BROKEN_BY_QEMU) || why.contains(BROKEN_BY_QEMU));
     let finished: HashSet<_> = results.iter().map(|r| r.test.clone()).collect();
     let lost = begun.iter().filter(|t| !finished.contains(*t));
+    let broken_in = lost.clone().next().filter(|_| is_broken).cloned();
     results.extend(lost.map(|test| failed(test, why.clone())));
     if !ended {
         let missing = asked.saturating_sub(begun.len());
         let why = format!("the machine ended before all tests had run: {missing} are missing");
-        results.push(failed("run::all_tests_run_to_the_end", why));
+        results.push(failed(CUT_SHORT, why));
     }
     Ok(KernelRun {
         release,
         seconds,
         results,
+        broken_in,
         directory,
     })
 }
@@ -174,6 +188,17 @@ mod tests {
         .unwrap();
         assert_eq!(run.release, "6.12.1");
         assert!(run.results.len() == 2 && run.results.iter().all(TestResult::is_good));
+    }
+
+    #[test]
+    fn a_test_that_qemu_broke_the_machine_in_is_known() {
+        let conclude = |console: &str| {
+            let events = [booted(), started("a"), passed("a"), started("b")];
+            let run = conclude("6.12", &events, None, console, 3.0, PathBuf::new()).unwrap();
+            run.broken_in
+        };
+        assert_eq!(conclude("Oops: int3: 0000 [#1]\n").as_deref(), Some("b"));
+        assert_eq!(conclude("Kernel panic\n"), None);
     }
 
     #[test]
