@@ -102,8 +102,13 @@ fn cluster(root: &Path) -> Result<(Cluster, bool)> {
     }
     let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
     // They start while operator and agents do.
-    Lab::order(&cluster, bench::NAMESPACE, &bench::PODS)?;
-    cluster.install(root)?;
+    let ready =
+        Lab::order(&cluster, bench::NAMESPACE, &bench::PODS).and_then(|()| cluster.install(root));
+    if let Err(error) = ready {
+        // Else the next run would take what is left for a cluster of the user's.
+        cluster::down(root)?;
+        return Err(error);
+    }
     Ok((cluster, true))
 }
 
