@@ -92,7 +92,7 @@ vm_test!(the_verifier_has_little_to_look_at, limit = 60);
 fn the_verifier_has_little_to_look_at() -> Result<()> {
     // Most of it is the loop of `sample::source`, which is walked step by step. The kernel's limit is
     // a million; what grows towards it takes seconds to load.
-    const LIMIT: u32 = 100_000;
+    const LIMIT: u32 = 60_000;
     let programs = Programs::load()?;
     for (name, program) in programs.egress.programs() {
         if let Ok(info) = program.info()
