@@ -119,7 +119,8 @@ fn peers(spec: &NetworkChaosSpec, resolve: Resolve<'_>) -> Result<Option<Vec<Pee
     let mut peers = BTreeSet::new();
     for (index, text) in spec.external_targets.iter().enumerate() {
         let field = format!("spec.externalTargets[{index}]");
-        let external = External::parse(text).map_err(|rule| broken(&field, text, &rule))?;
+        let external =
+            External::parse(text).map_err(|rule| FieldError::unreadable(&field, text, &rule))?;
         match external.host {
             Host::Net(net) => {
                 peers.insert(Peer::new(net, external.port));
@@ -197,8 +198,8 @@ fn effect(spec: &NetworkChaosSpec) -> Result<NetworkEffect, FieldError> {
 
 fn lifetime(spec: &NetworkChaosSpec) -> Result<Lifetime, FieldError> {
     if let Some(text) = &spec.lifecycle.duration {
-        let left =
-            duration::parse_positive(text).map_err(|rule| broken("spec.duration", text, &rule))?;
+        let left = duration::parse_positive(text)
+            .map_err(|rule| FieldError::unreadable("spec.duration", text, &rule))?;
         return Ok(Lifetime::For(left));
     }
     let timeout = spec
@@ -210,7 +211,7 @@ fn lifetime(spec: &NetworkChaosSpec) -> Result<Lifetime, FieldError> {
     let orphan_timeout = match timeout {
         None => Duration::ZERO,
         Some(text) => duration::parse_positive(text)
-            .map_err(|rule| broken("spec.faultline.orphanTimeout", text, &rule))?,
+            .map_err(|rule| FieldError::unreadable("spec.faultline.orphanTimeout", text, &rule))?,
     };
     Ok(Lifetime::Leased {
         orphan_timeout: Some(orphan_timeout),
@@ -226,10 +227,9 @@ fn sample(spec: &NetworkChaosSpec) -> Result<Sample, FieldError> {
     let sample = sample.unwrap_or_default();
     let ppm = match &sample.percent {
         None => None,
-        Some(text) => Some(
-            percent::parse_ppm(text)
-                .map_err(|error| broken("spec.faultline.sample.percent", text, &error))?,
-        ),
+        Some(text) => Some(percent::parse_ppm(text).map_err(|error| {
+            FieldError::unreadable("spec.faultline.sample.percent", text, &error)
+        })?),
     };
     Ok(Sample {
         ppm,
@@ -237,15 +237,6 @@ fn sample(spec: &NetworkChaosSpec) -> Result<Sample, FieldError> {
         every: sample.every.unwrap_or(0),
         seed: sample.seed,
     })
-}
-
-fn broken(field: &str, value: &str, rule: &dyn std::fmt::Display) -> FieldError {
-    FieldError {
-        field: field.to_owned(),
-        value: value.to_owned(),
-        rule: rule.to_string(),
-        advice: "correct it".to_owned(),
-    }
 }
 
 #[cfg(test)]

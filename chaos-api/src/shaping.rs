@@ -3,7 +3,6 @@
 //!
 //! Not here: what is allowed, which is `validate`'s.
 
-use std::fmt::Display;
 use std::time::Duration;
 
 use crate::v1alpha1::{Bandwidth, Delay, NetworkAction, NetworkChaosSpec};
@@ -165,25 +164,18 @@ fn bandwidth(block: &Bandwidth) -> Result<Bucket, FieldError> {
 }
 
 fn ppm(field: &str, text: &str) -> Result<u32, FieldError> {
-    percent::parse_ppm(text).map_err(|rule| broken(field, text, &rule))
+    percent::parse_ppm(text).map_err(|rule| FieldError::unreadable(field, text, &rule))
 }
 
 fn time(field: &str, text: &str) -> Result<Duration, FieldError> {
-    let parsed = duration::parse(text).map_err(|rule| broken(field, text, &rule))?;
-    Duration::try_from(parsed).map_err(|_| broken(field, text, &"must not be negative"))
+    let parsed =
+        duration::parse(text).map_err(|rule| FieldError::unreadable(field, text, &rule))?;
+    Duration::try_from(parsed)
+        .map_err(|_| FieldError::unreadable(field, text, &"must not be negative"))
 }
 
 fn bytes(field: &str, text: &str) -> Result<u64, FieldError> {
-    rate::parse(text).map_err(|rule| broken(field, text, &rule))
-}
-
-fn broken(field: &str, value: &str, rule: &dyn Display) -> FieldError {
-    FieldError {
-        field: field.to_owned(),
-        value: value.to_owned(),
-        rule: rule.to_string(),
-        advice: "correct it".to_owned(),
-    }
+    rate::parse(text).map_err(|rule| FieldError::unreadable(field, text, &rule))
 }
 
 #[cfg(test)]

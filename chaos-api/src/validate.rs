@@ -37,6 +37,19 @@ pub struct FieldError {
     pub advice: String,
 }
 
+impl FieldError {
+    /// A field whose text cannot be read, for whoever reads it after the checks.
+    #[must_use]
+    pub fn unreadable(field: &str, value: &str, rule: &dyn fmt::Display) -> Self {
+        Self {
+            field: field.to_owned(),
+            value: value.to_owned(),
+            rule: rule.to_string(),
+            advice: "correct it".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
