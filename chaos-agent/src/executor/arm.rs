@@ -56,7 +56,14 @@ impl Executor {
                 ..
             }
         );
-        let mut inside = open_inside(&found)?;
+        // A partition of every device needs to know none.
+        let looks_inside =
+            pod || effect.device.is_some() || mechanisms.contains(&Mechanism::TcEgress);
+        let mut inside = if looks_inside {
+            open_inside(&found)?
+        } else {
+            None
+        };
         let mut rules = Vec::new();
         for mechanism in mechanisms {
             let (key, ifindex) = match mechanism {
