@@ -70,6 +70,9 @@ pub(crate) const ALL: [Image; 4] = [AGENT, OPERATOR, PROBE, PAUSE];
 /// of them would be built twice, and the agent's binary be replaced in turns.
 const TOGETHER: [&str; 4] = ["chaos-agent", "chaos-operator", "probe", "vm-tests"];
 
+/// What a bare machine runs. Built with the features of [`TOGETHER`], but without waiting for the others.
+const ON_A_MACHINE: [&str; 3] = ["chaos-agent", "vm-init", "vm-runner"];
+
 /// Builds the binaries and the archives, and returns the archives in the order of `images`.
 ///
 /// # Errors
@@ -80,8 +83,8 @@ pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
     packages.dedup();
     // Who asks for one of them waits for that one only.
     let binaries = match packages[..] {
-        [one] => compile(root, &[one])?,
-        _ => binaries(root)?,
+        [one] => compile(root, &[one], &[])?,
+        _ => compile(root, &TOGETHER, &[])?,
     };
     let directory = root.join("target/images");
     fs::create_dir_all(&directory).context("failed to make target/images")?;
@@ -100,15 +103,16 @@ pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
-/// Builds all static binaries and returns the directory they are in.
+/// Builds the static binaries that a bare machine runs, and returns the directory they are in.
 ///
 /// # Errors
 /// If one does not build.
-pub(crate) fn binaries(root: &Path) -> Result<PathBuf> {
-    compile(root, &TOGETHER)
+pub(crate) fn for_a_machine(root: &Path) -> Result<PathBuf> {
+    compile(root, &TOGETHER, &ON_A_MACHINE)
 }
 
-fn compile(root: &Path, packages: &[&str]) -> Result<PathBuf> {
+/// Builds these binaries of these packages, or all of them.
+fn compile(root: &Path, packages: &[&str], binaries: &[&str]) -> Result<PathBuf> {
     rust::ensure()?;
     // Only the agent has kernel programs in it; nobody else waits for their linker.
     let env = if packages.contains(&AGENT.package) {
@@ -116,23 +120,23 @@ fn compile(root: &Path, packages: &[&str]) -> Result<PathBuf> {
     } else {
         Vec::new()
     };
-    step::step(
-        &format!("static binaries: {}", packages.join(", ")),
-        |step| {
-            let mut command = rust::cargo();
-            command.current_dir(root).args([
-                "build",
-                "--profile",
-                "image",
-                "--target",
-                STATIC_TARGET,
-            ]);
-            for package in packages {
-                command.args(["--package", package]);
-            }
-            step.run(command.envs(env))
-        },
-    )?;
+    let named = if binaries.is_empty() {
+        packages
+    } else {
+        binaries
+    };
+    step::step(&format!("static binaries: {}", named.join(", ")), |step| {
+        let mut command = rust::cargo();
+        command.current_dir(root);
+        command.args(["build", "--profile", "image", "--target", STATIC_TARGET]);
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        for binary in binaries {
+            command.args(["--bin", binary]);
+        }
+        step.run(command.envs(env))
+    })?;
     Ok(root.join("target").join(STATIC_TARGET).join("image"))
 }
 

@@ -161,7 +161,14 @@ fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
     let mut compiled = 0;
     step.run_watched(
         go(source)
-            .args(["build", "-v", "-trimpath", "-ldflags"])
+            // Debug information is not linked (`-s -w`), so making it would be a fifth of the work for nothing.
+            .args([
+                "build",
+                "-v",
+                "-trimpath",
+                "-gcflags=all=-dwarf=false",
+                "-ldflags",
+            ])
             .arg(format!(
                 "-s -w -X k8s.io/component-base/version.gitVersion={version}"
             ))
@@ -192,7 +199,7 @@ fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
 fn go(source: &Path) -> Command {
     let mut command = Command::new("nice");
     command
-        .args(["-n", "10", "go"])
+        .args(["-n", "19", "go"])
         .current_dir(source)
         // Static: the same file runs on this machine and on a node.
         .env("CGO_ENABLED", "0")

@@ -23,7 +23,7 @@ pub(crate) struct Binaries {
 /// If they do not compile.
 pub(crate) fn build(root: &Path) -> Result<Binaries> {
     apt::ensure()?;
-    image::binaries(root)?;
+    image::for_a_machine(root)?;
     Ok(built(root))
 }
 
