@@ -10,6 +10,7 @@ use std::io;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
+use crate::kernel::netlink::Refused;
 use crate::kernel::objects::LoadError;
 
 /// Failed to attach, detach or write a rule.
@@ -56,6 +57,12 @@ impl From<io::Error> for MechanismError {
             what: "enter the target's network namespace".into(),
             source,
         }
+    }
+}
+
+impl From<Refused> for MechanismError {
+    fn from(Refused { what, source }: Refused) -> Self {
+        io_error(what)(source)
     }
 }
 

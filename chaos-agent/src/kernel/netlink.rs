@@ -1,7 +1,8 @@
 //! rtnetlink requests that injecting needs: devices here, qdiscs and filters in `tc.rs`. Blocking,
-//! one request at a time. A connection stays in the namespace that it was opened in, whichever
+//! one request at a time, or several as a batch (`batch.rs`). A connection stays in the namespace that it was opened in, whichever
 //! thread uses it, and keeps that namespace alive.
 
+mod batch;
 mod ethtool;
 mod tc;
 
@@ -21,6 +22,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 
+pub use self::batch::{Batch, Refused};
 pub use self::tc::{Filter, HANDLE, Hook, PRIORITY};
 
 use super::netns;
@@ -30,6 +32,8 @@ use super::netns;
 pub struct Link {
     /// Its index in this namespace.
     pub index: u32,
+    /// Index of the device that it is an end of, or on top of; in whichever namespace that is.
+    pub peer: Option<u32>,
     /// Its name.
     pub name: String,
     /// Administratively up.
@@ -83,11 +87,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel answers.
     pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
-        let mut message = LinkMessage::default();
-        message
-            .attributes
-            .extend([LinkAttribute::IfName(name.to_owned()), without_statistics()]);
-        match self.request(Message::GetLink(message), NLM_F_ACK) {
+        let (message, flags) = link_request(name);
+        match self.request(message, flags) {
             Ok(answers) => Ok(answers.into_iter().find_map(link)),
             Err(error) if absent(&error) => Ok(None),
             Err(error) => Err(error),
@@ -122,8 +123,7 @@ impl Netlink {
         Ok(None)
     }
 
-    /// Makes a pair of veth devices that take frames of any size, have no addresses and are up.
-    /// Returns their indexes.
+    /// Makes a pair of veth devices that take frames of any size and are down. Returns their indexes.
     ///
     /// # Errors
     /// `AlreadyExists`, or what the kernel answers.
@@ -131,10 +131,13 @@ impl Netlink {
         const MTU: u32 = 65_535;
         let named = |name: &str| {
             let mut message = LinkMessage::default();
-            message
-                .attributes
-                .push(LinkAttribute::IfName(name.to_owned()));
-            message.attributes.push(LinkAttribute::Mtu(MTU));
+            message.attributes.extend([
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::Mtu(MTU),
+                // Else there is one for each CPU, all but one of them idle.
+                LinkAttribute::NumTxQueues(1),
+                LinkAttribute::NumRxQueues(1),
+            ]);
             message
         };
         let mut message = named(name);
@@ -142,32 +145,15 @@ impl Netlink {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(peer)))),
         ]));
-        self.act(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
-        Ok([self.start(name)?, self.start(peer)?])
-    }
-
-    /// Lets a new device take packets; its index.
-    fn start(&mut self, name: &str) -> io::Result<u32> {
-        let index = self
-            .link(name)?
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no device {name}")))?
-            .index;
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message
-            .attributes
-            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-                vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
-            )]));
-        // Else the kernel gives each a link-local address that the target would see. It is
-        // refused where the namespace has no IPv6: then there is none to be seen.
-        drop(self.act(Message::SetLink(message), 0));
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
-        message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
-        self.act(Message::SetLink(message), 0)?;
-        Ok(index)
+        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
+        let made = (Message::NewLink(message), flags);
+        let answers = self.exchange(vec![made, link_request(name)])?;
+        let [made, found] =
+            <[_; 2]>::try_from(answers).map_err(|_| io::Error::other("an answer is missing"))?;
+        made?;
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no device {name}"));
+        let link = found?.into_iter().find_map(link).ok_or_else(missing)?;
+        Ok([link.index, link.peer.ok_or_else(missing)?])
     }
 
     /// Removes a device (and its peer). No device of that index is success.
@@ -184,17 +170,32 @@ impl Netlink {
         self.request(message, flags | NLM_F_ACK).map(drop)
     }
 
+    /// One that is a dump, or asks for an acknowledgement.
     fn request(&mut self, message: Message, flags: u16) -> io::Result<Vec<Message>> {
-        self.sequence += 1;
-        let mut packet = NetlinkMessage::from(message);
-        packet.header.flags = NLM_F_REQUEST | flags;
-        packet.header.sequence_number = self.sequence;
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
+        let mut answers = self.exchange(vec![(message, flags)])?;
+        answers.pop().unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// Sends messages with their flags as one datagram, and returns the answer to each.
+    fn exchange(&mut self, messages: Vec<(Message, u16)>) -> io::Result<Vec<Answer>> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let mut answers: Vec<Vec<Message>> = Vec::new();
+        let mut ended: Vec<Option<io::Result<()>>> = Vec::new();
+        for (message, flags) in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut packet = NetlinkMessage::from(message);
+            packet.header.flags = NLM_F_REQUEST | flags;
+            packet.header.sequence_number = self.sequence;
+            packet.finalize();
+            let start = bytes.len();
+            bytes.resize(start + packet.buffer_len().next_multiple_of(4), 0);
+            packet.serialize(&mut bytes[start..]);
+            answers.push(Vec::new());
+            ended.push(None);
+        }
         self.socket.send(&bytes, 0)?;
-        let mut answers = Vec::new();
-        loop {
+        while ended.iter().any(Option::is_none) {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = datagram.as_slice();
             while !rest.is_empty() {
@@ -202,41 +203,85 @@ impl Netlink {
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 let length = (answer.header.length as usize).next_multiple_of(4);
                 rest = rest.get(length..).unwrap_or_default();
-                if answer.header.sequence_number != self.sequence {
+                // Those of requests that were given up come before the first of these.
+                let place = answer.header.sequence_number.wrapping_sub(first) as usize;
+                let (Some(answers), Some(ended)) = (answers.get_mut(place), ended.get_mut(place))
+                else {
                     continue;
-                }
+                };
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => answers.push(message),
                     NetlinkPayload::Error(error) => {
-                        return match error.code {
-                            None => Ok(answers),
+                        *ended = Some(match error.code {
+                            None => Ok(()),
                             Some(code) => Err(io::Error::from_raw_os_error(-code.get())),
-                        };
+                        });
                     }
-                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Done(_) => *ended = Some(Ok(())),
                     _ => {}
                 }
             }
         }
+        let whole = answers.into_iter().zip(ended);
+        Ok(whole
+            .map(|(answers, ended)| ended.unwrap_or(Ok(())).map(|()| answers))
+            .collect())
     }
+}
+
+/// What the kernel says to one request.
+type Answer = io::Result<Vec<Message>>;
+
+impl Batch {
+    /// Lets a device that is down take packets, without an address of its own.
+    pub fn start(&mut self, index: u32) {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+                vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
+            )]));
+        // Else the kernel gives each a link-local address that the target would see. It is
+        // refused where the namespace has no IPv6: then there is none to be seen.
+        let silent = Message::SetLink(message);
+        self.may("keep addresses off the detour", silent, 0, |_| true);
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+        self.must("start the detour", Message::SetLink(message), 0);
+    }
+}
+
+/// Asks for the device of this name.
+fn link_request(name: &str) -> (Message, u16) {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .extend([LinkAttribute::IfName(name.to_owned()), without_statistics()]);
+    (Message::GetLink(message), NLM_F_ACK)
 }
 
 fn link(answer: Message) -> Option<Link> {
     let Message::NewLink(link) = answer else {
         return None;
     };
-    let name = link
-        .attributes
-        .into_iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
-        });
+    let mut name = String::new();
+    let mut peer = None;
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = text,
+            LinkAttribute::Link(index) => peer = Some(index),
+            _ => {}
+        }
+    }
     Some(Link {
         index: link.header.index,
+        peer,
         up: link.header.flags.contains(LinkFlags::Up),
         loopback: link.header.flags.contains(LinkFlags::Loopback),
-        name: name.unwrap_or_default(),
+        name,
     })
 }
 

@@ -6,7 +6,7 @@
 //! packets that wait in the detour have arrived.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use chaos_planner::plan::nanos;
 use serde::{Deserialize, Serialize};
 
 use super::{MechanismError, io_error, program};
-use crate::kernel::netlink::{Hook, Link, Netlink};
+use crate::kernel::netlink::{Batch, Hook, Link, Netlink};
 use crate::kernel::{netns, objects};
 
 const EGRESS: &str = "tc_egress";
@@ -254,8 +254,33 @@ impl TcEgress {
         }
         let builds = needs.detour && device.detour.is_none();
         if builds {
-            self.add_detour(netlink, device)?;
+            add_devices(netlink, device)?;
         }
+        let mut batch = Batch::default();
+        // A qdisc that is added to a device which is up, and a filter in a clsact that is not a moment old,
+        // cost a grace period of RCU each: so clsact first, the detour while it is down, filters last.
+        let clsact = batch.clsact(device.ifindex, &device.name);
+        if let Some((inward, outward)) = device.detour.filter(|_| builds) {
+            let ends = [
+                (outward, Hook::Ingress, RETURN),
+                (inward, Hook::Egress, STAMP),
+            ];
+            for (ifindex, ..) in ends {
+                batch.clsact(ifindex, "the detour");
+            }
+            batch.fq(inward, self.packets);
+            for (ifindex, hook, name) in ends {
+                batch.filter(ifindex, hook, self.program(name)?, name, device.slot);
+            }
+            // The far end first: then the near one has a carrier when it starts, and can send at once.
+            for (ifindex, ..) in ends {
+                batch.start(ifindex);
+            }
+        }
+        let egress = self.program(EGRESS)?;
+        batch.filter(device.ifindex, Hook::Egress, egress, EGRESS, device.slot);
+        let done = netlink.run(batch)?;
+        device.clsact_is_ours |= done[clsact];
         if needs.checksums && !device.checksums {
             let [going_in, _] = detour_names(device.slot);
             netlink
@@ -263,61 +288,17 @@ impl TcEgress {
                 .map_err(io_error(format!("turn checksum offload of {going_in} off")))?;
             device.checksums = true;
         }
-        device.clsact_is_ours |= netlink
-            .add_clsact(device.ifindex)
-            .map_err(io_error(format!("add clsact to {}", device.name)))?;
-        self.set_filter(netlink, device.ifindex, Hook::Egress, EGRESS, device.slot)?;
         Ok(builds)
     }
 
-    fn add_detour(&self, netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
-        let [going_in, coming_out] = detour_names(device.slot);
-        let mut made = netlink.add_veth(&going_in, &coming_out);
-        if made
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
-        {
-            // Left from a detour whose removal was cut short.
-            remove_detour(netlink, device)?;
-            made = netlink.add_veth(&going_in, &coming_out);
-        }
-        let [inward, outward] = made.map_err(io_error(format!("create the detour {going_in}")))?;
-        device.detour = Some((inward, outward));
-        device.checksums = false;
-        netlink.add_fq(inward, self.packets).map_err(io_error(
-            "add fq to the detour (is the module sch_fq there?)",
-        ))?;
-        for (ifindex, hook, name) in [
-            (inward, Hook::Egress, STAMP),
-            (outward, Hook::Ingress, RETURN),
-        ] {
-            netlink
-                .add_clsact(ifindex)
-                .map_err(io_error("add clsact to the detour"))?;
-            self.set_filter(netlink, ifindex, hook, name, device.slot)?;
-        }
-        Ok(())
-    }
-
-    fn set_filter(
-        &self,
-        netlink: &mut Netlink,
-        ifindex: u32,
-        hook: Hook,
-        name: &'static str,
-        slot: u16,
-    ) -> Result<(), MechanismError> {
+    fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, MechanismError> {
         let program: &SchedClassifier = self
             .ebpf
             .program(name)
             .and_then(|program| program.try_into().ok())
             .ok_or(objects::LoadError::Absent)?;
         let fd = program.fd().map_err(self::program("use tc_egress"))?;
-        netlink
-            .set_filter(ifindex, hook, fd.as_fd(), name, slot)
-            .map_err(io_error(format!(
-                "attach {name} (is another filter at priority 1?)"
-            )))
+        Ok(fd.as_fd())
     }
 
     /// The part of a rule that this mechanism reads.
@@ -338,6 +319,24 @@ impl TcEgress {
             ..Rule::default()
         }
     }
+}
+
+/// The two ends of a detour, as yet without anything on them.
+fn add_devices(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
+    let [going_in, coming_out] = detour_names(device.slot);
+    let mut made = netlink.add_veth(&going_in, &coming_out);
+    if made
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
+    {
+        // Left from a detour whose removal was cut short.
+        remove_detour(netlink, device)?;
+        made = netlink.add_veth(&going_in, &coming_out);
+    }
+    let [inward, outward] = made.map_err(io_error(format!("create the detour {going_in}")))?;
+    device.detour = Some((inward, outward));
+    device.checksums = false;
+    Ok(())
 }
 
 fn chance(asked: Option<Chance>) -> sample::Chance {

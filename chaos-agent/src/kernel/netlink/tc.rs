@@ -9,7 +9,7 @@ use netlink_packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption, TcStats2,
 };
 
-use super::{Netlink, absent, absent_is_fine};
+use super::{Batch, Netlink, absent, absent_is_fine};
 
 /// Where a filter of clsact sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +52,10 @@ pub struct Filter {
     pub program: Option<String>,
 }
 
-impl Netlink {
+impl Batch {
     /// Gives a device fq as root: it holds each packet until its `tstamp`, up to `packets` of one
     /// flow or of all, without pacing of its own.
-    ///
-    /// # Errors
-    /// `NotFound` where the kernel has no fq, else what it answers.
-    pub fn add_fq(&mut self, index: u32, packets: u32) -> io::Result<()> {
+    pub fn fq(&mut self, index: u32, packets: u32) {
         // linux/pkt_sched.h, TCA_FQ_*
         const PLIMIT: u16 = 1;
         const FLOW_PLIMIT: u16 = 2;
@@ -75,12 +72,56 @@ impl Netlink {
             (HORIZON, u32::MAX),
         ];
         let message = qdisc(index, TcHandle::ROOT, "fq", &options);
-        self.act(
+        self.must(
+            "add fq to the detour (is the module sch_fq there?)",
             Message::NewQueueDiscipline(message),
             NLM_F_CREATE | NLM_F_REPLACE,
+        );
+    }
+
+    /// Adds clsact to the device with this index and name. Not done where it is there already.
+    /// Returns the place of this in what [`Netlink::run`] returns.
+    pub fn clsact(&mut self, index: u32, device: &str) -> usize {
+        let message = qdisc(index, TcHandle::CLSACT, "clsact", &[]);
+        self.may(
+            format!("add clsact to {device}"),
+            Message::NewQueueDiscipline(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            |error| error.kind() == io::ErrorKind::AlreadyExists,
         )
     }
 
+    /// Puts our filter there, or swaps its program for this one. The program reads `slot` as its
+    /// classid.
+    pub fn filter(
+        &mut self,
+        index: u32,
+        hook: Hook,
+        program: BorrowedFd<'_>,
+        name: &str,
+        slot: u16,
+    ) {
+        let mut message = filter(index, hook);
+        message.attributes.push(TcAttribute::Options(vec![
+            TcOption::Bpf(TcFilterBpfOption::ClassId(TcHandle {
+                major: 0,
+                minor: slot,
+            })),
+            TcOption::Bpf(TcFilterBpfOption::ProgFd(
+                program.as_raw_fd().cast_unsigned(),
+            )),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
+            TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+        ]));
+        self.must(
+            format!("attach {name} (is another filter at priority 1?)"),
+            Message::NewTrafficFilter(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        );
+    }
+}
+
+impl Netlink {
     /// Packets that wait in the root qdisc of a device.
     ///
     /// # Errors
@@ -103,22 +144,6 @@ impl Netlink {
         Ok(waiting.unwrap_or(0))
     }
 
-    /// Adds clsact; `false` when the device had it already.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn add_clsact(&mut self, index: u32) -> io::Result<bool> {
-        let message = qdisc(index, TcHandle::CLSACT, "clsact", &[]);
-        match self.act(
-            Message::NewQueueDiscipline(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        ) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Removes clsact if no filter is left in it; `false` when there still is one.
     ///
     /// # Errors
@@ -132,36 +157,6 @@ impl Netlink {
         let message = qdisc(index, TcHandle::CLSACT, "clsact", &[]);
         absent_is_fine(self.act(Message::DelQueueDiscipline(message), 0))?;
         Ok(true)
-    }
-
-    /// Puts our filter there, or swaps its program for this one. The program reads `slot` as its
-    /// classid.
-    ///
-    /// # Errors
-    /// What the kernel answers: also when somebody else's filter of another kind has the priority.
-    pub fn set_filter(
-        &mut self,
-        index: u32,
-        hook: Hook,
-        program: BorrowedFd<'_>,
-        name: &str,
-        slot: u16,
-    ) -> io::Result<()> {
-        let fd = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
-        let mut message = filter(index, hook);
-        message.attributes.push(TcAttribute::Options(vec![
-            TcOption::Bpf(TcFilterBpfOption::ClassId(TcHandle {
-                major: 0,
-                minor: slot,
-            })),
-            TcOption::Bpf(TcFilterBpfOption::ProgFd(fd)),
-            TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
-            TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
-        ]));
-        self.act(
-            Message::NewTrafficFilter(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        )
     }
 
     /// Removes our filter. None there, or no such device, is success.
