@@ -48,6 +48,28 @@ pub(crate) struct Options {
     /// Take the binaries of the last build
     #[arg(long)]
     pub(crate) no_build: bool,
+    /// Run only the K-th of N equal shares, counted from 0
+    #[arg(long, value_name = "K/N", value_parser = Share::parse)]
+    pub(crate) share: Option<Share>,
+}
+
+/// A part of the tests, for one machine of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Which, from 0.
+    pub(crate) share: usize,
+    /// Of how many.
+    pub(crate) of: usize,
+}
+
+impl Share {
+    fn parse(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').map(|(k, n)| (k.parse(), n.parse()));
+        match numbers {
+            Some((Ok(share), Ok(of))) if share < of => Ok(Self { share, of }),
+            _ => Err("two numbers, the first below the second: 0/2".to_owned()),
+        }
+    }
 }
 
 /// `cargo xtask vm`.
@@ -101,10 +123,14 @@ pub(crate) fn boot(
         "--only {only}: letters, digits, `_` and `:` only; it is a part of a test's name"
     );
     let kernel = kernels::ensure(series)?;
-    let directory = root.join("target/vm").join(series.name());
+    let name = match options.share {
+        Some(Share { share, of }) => format!("{}-{}of{of}", series.name(), share + 1),
+        None => series.name().to_owned(),
+    };
+    let directory = root.join("target/vm").join(&name);
     fs::create_dir_all(&directory)
         .with_context(|| format!("failed to make {}", directory.display()))?;
-    step(&format!("VM {}", series.name()), |step| {
+    step(&format!("VM {name}"), |step| {
         step.progress("waiting for another run with this kernel");
         let lock = File::create(directory.join("lock")).context("failed to make a lock")?;
         lock.lock()
@@ -114,10 +140,12 @@ pub(crate) fn boot(
         fs::write(&initrd, image::pack(&kernel, binaries)?)
             .with_context(|| format!("failed to write {}", initrd.display()))?;
         let console = directory.join("console.log");
-        let name = format!("faultline-test-{}", series.name());
-        let mut machine = Machine::new(&name, &kernel.vmlinuz, &initrd, &console, TIME_LIMIT);
+        let process = format!("faultline-test-{name}");
+        let mut machine = Machine::new(&process, &kernel.vmlinuz, &initrd, &console, TIME_LIMIT);
         machine.append = MITIGATIONS.to_owned();
-        machine.append.push_str(&arguments(only, None));
+        machine
+            .append
+            .push_str(&arguments(only, options.share, None));
         let events = directory.join("events.jsonl");
         machine.report = Some(events.clone());
         let mut boots = 1;
@@ -128,7 +156,7 @@ pub(crate) fn boot(
                 Err(error) if boots < BOOTS => {
                     boots += 1;
                     let first = trouble(&machine.console);
-                    note!("VM {}: boot {boots} of {BOOTS}: {first}", series.name());
+                    note!("VM {name}: boot {boots} of {BOOTS}: {first}");
                     crate::cache::remove(&directory.join(CRASHED))?;
                     fs::rename(&machine.console, directory.join(CRASHED))
                         .with_context(|| format!("to boot again after: {error:#}"))?;
@@ -139,7 +167,6 @@ pub(crate) fn boot(
                     ..
                 }) if boots < BOOTS => {
                     boots += 1;
-                    let name = series.name();
                     note!("VM {name}: boot {boots} of {BOOTS}: QEMU broke it in {test}");
                     crate::cache::remove(&directory.join(CRASHED))?;
                     fs::rename(&machine.console, directory.join(CRASHED))
@@ -147,7 +174,10 @@ pub(crate) fn boot(
                     // What came before it stands; it and the end of the run come again.
                     let is_new = |r: &TestResult| r.test != test && r.test != outcome::CUT_SHORT;
                     before.extend(results.into_iter().filter(is_new));
-                    machine.append = format!("{MITIGATIONS}{}", arguments(only, Some(&test)));
+                    machine.append = format!(
+                        "{MITIGATIONS}{}",
+                        arguments(only, options.share, Some(&test))
+                    );
                 }
                 Ok(mut run) => {
                     before.append(&mut run.results);
@@ -161,15 +191,17 @@ pub(crate) fn boot(
 }
 
 /// The end of the kernel's command line: init passes everything after the dashes on to the runner.
-fn arguments(only: &str, first: Option<&str>) -> String {
-    let only = (!only.is_empty()).then(|| format!(" --only {only}"));
-    let from = first.map(|first| format!(" --from {first}"));
-    match (only, from) {
-        (None, None) => String::new(),
-        (only, from) => {
-            let words = [only, from].map(Option::unwrap_or_default);
-            format!(" --{}", words.concat())
-        }
+fn arguments(only: &str, share: Option<Share>, first: Option<&str>) -> String {
+    let words = [
+        (!only.is_empty()).then(|| format!(" --only {only}")),
+        share.map(|Share { share, of }| format!(" --share {share}/{of}")),
+        first.map(|first| format!(" --from {first}")),
+    ];
+    let words: String = words.into_iter().flatten().collect();
+    if words.is_empty() {
+        words
+    } else {
+        format!(" --{words}")
     }
 }
 

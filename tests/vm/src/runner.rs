@@ -29,7 +29,53 @@ const OUTCOME: &str = "/run/vm-tests-outcome";
 /// Name that trouble between boot and the first test goes by.
 const BOOT: &str = "boot::the_kernel_log_is_clean";
 
-/// What `main` of the runner does: `run [--only X] [--from Y]`, or what the runner starts itself as,
+/// Which tests to run.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice<'a> {
+    /// Those whose name contains this.
+    only: &'a str,
+    /// Those before this one have run already.
+    first: Option<&'a str>,
+    /// One share of so many: each machine of several gets every so-manieth test.
+    share: (usize, usize),
+}
+
+impl<'a> Choice<'a> {
+    fn parse(mut words: &[&'a str]) -> Result<Self> {
+        let mut choice = Self {
+            only: "",
+            first: None,
+            share: (0, 1),
+        };
+        while let [name, value, rest @ ..] = words {
+            match *name {
+                "--only" => choice.only = value,
+                "--from" => choice.first = Some(value),
+                "--share" => {
+                    let share = value.split_once('/').context("--share K/N")?;
+                    choice.share = (share.0.parse()?, share.1.parse()?);
+                    ensure!(choice.share.0 < choice.share.1, "--share K/N: K below N");
+                }
+                _ => break,
+            }
+            words = rest;
+        }
+        ensure!(
+            words.is_empty(),
+            "usage: vm-runner run [--only PART-OF-A-NAME] [--from NAME] [--share K/N]; got {words:?}"
+        );
+        Ok(choice)
+    }
+
+    fn tests(&self) -> Vec<&'static Test> {
+        let (share, shares) = self.share;
+        let mine = Test::all(self.only).into_iter().skip(share).step_by(shares);
+        let is_before = |test: &&Test| self.first.is_some_and(|first| test.full_name() != first);
+        mine.skip_while(is_before).collect()
+    }
+}
+
+/// What `main` of the runner does: `run [--only X] [--from Y] [--share K/N]`, or what the runner starts itself as,
 /// `test NAME` and `role NAME ARGS`.
 ///
 /// # Errors
@@ -45,16 +91,12 @@ pub fn main(args: &[&str]) -> Result<()> {
             let role = Role::find(name).with_context(|| format!("no role {name}"))?;
             (role.run)(args)
         }
-        ["run"] => run_all("", None),
-        ["run", "--only", only] => run_all(only, None),
-        ["run", "--from", first] => run_all("", Some(first)),
-        ["run", "--only", only, "--from", first] => run_all(only, Some(first)),
-        _ => bail!("usage: vm-runner run [--only PART-OF-A-NAME] [--from NAME]; got {args:?}"),
+        ["run", words @ ..] => run_all(&Choice::parse(words)?),
+        _ => bail!("a runner runs, or is a test or a role of one; got {args:?}"),
     }
 }
 
-/// All whose name contains `only`; those before `first` have run already.
-fn run_all(only: &str, first: Option<&str>) -> Result<()> {
+fn run_all(choice: &Choice<'_>) -> Result<()> {
     netns::loopback_up()?;
     let mut events = OpenOptions::new().write(true).open(EVENTS).ok();
     let mut tell = |event: Event| -> Result<()> {
@@ -69,8 +111,7 @@ fn run_all(only: &str, first: Option<&str>) -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?
         .trim()
         .to_owned();
-    let is_before = |test: &&Test| first.is_some_and(|first| test.full_name() != first);
-    let tests: Vec<_> = Test::all(only).into_iter().skip_while(is_before).collect();
+    let tests = choice.tests();
     print(&format!(
         "Linux {release}: {} tests, {} after boot",
         tests.len(),

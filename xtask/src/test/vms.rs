@@ -12,7 +12,7 @@ use super::{Context, matrix, result};
 use crate::{
     out::note,
     setup::kernels::Series,
-    vmtest::{self, Binaries, KernelRun, Options, TestResult},
+    vmtest::{self, Binaries, KernelRun, Options, Share, TestResult},
 };
 
 /// Tests that must fail, and a part of how.
@@ -63,18 +63,36 @@ pub(super) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
     Ok(results)
 }
 
+/// What the machines run, in this order: a kernel that is left over when each machine has had as many as the others
+/// is shared by all, so that none idles.
+fn jobs(options: &Options) -> Vec<(Series, Options)> {
+    // A few tests are not worth another boot.
+    let shares = if options.only.is_some() { 1 } else { MACHINES };
+    let even = Series::ALL.len() / shares * shares;
+    let (whole, left) = Series::ALL.split_at(even);
+    let whole = whole.iter().map(|&series| (series, options.clone()));
+    let shared = left.iter().flat_map(|&series| {
+        (0..shares).map(move |share| {
+            let mut options = options.clone();
+            options.share = Some(Share { share, of: shares });
+            (series, options)
+        })
+    });
+    whole.chain(shared).collect()
+}
+
 /// Results in the order of the kernels, whichever was done first.
 fn on_all_kernels(
     context: &Context<'_>,
     binaries: &Binaries,
     options: &Options,
 ) -> Vec<TestResult> {
-    let next = AtomicUsize::new(0);
+    let (jobs, next) = (jobs(options), AtomicUsize::new(0));
     let mut runs = std::thread::scope(|scope| {
         let worker = || {
             let mut runs = Vec::new();
-            while let Some(&series) = Series::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                runs.push((series, on(series, context, binaries, options)));
+            while let Some((series, options)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                runs.push((*series, on(*series, context, binaries, options)));
             }
             runs
         };
@@ -178,4 +196,28 @@ fn missed(run: &KernelRun) -> Vec<&'static str> {
         .filter(|(test, how)| !failed_as(test, how))
         .map(|(test, _)| *test)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_runs_every_test_once() {
+        for only in [None, Some("loss".to_owned())] {
+            let options = Options {
+                only,
+                ..Options::default()
+            };
+            for series in Series::ALL {
+                let jobs = jobs(&options);
+                let mine = jobs.iter().filter(|(job, _)| *job == series);
+                let shares: Vec<_> = mine.map(|(_, options)| options.share).collect();
+                let whole = shares == [None];
+                let of = shares.len();
+                let parts = (0..of).map(|share| Some(Share { share, of }));
+                assert!(whole || parts.eq(shares), "{series:?}");
+            }
+        }
+    }
 }
