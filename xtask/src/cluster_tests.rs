@@ -9,11 +9,12 @@ mod bench;
 mod lifecycle;
 mod network;
 mod node;
+mod nodes;
 mod refused;
 
 use std::{path::Path, time::Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use vm_tests::report::Outcome;
 
 use self::bench::Bench;
@@ -44,9 +45,10 @@ macro_rules! tests {
 use tests;
 
 /// In this order: the last ones stop parts of the node.
-const ALL: [&[Test]; 4] = [
+const ALL: [&[Test]; 5] = [
     refused::TESTS,
     network::TESTS,
+    nodes::TESTS,
     lifecycle::TESTS,
     node::TESTS,
 ];
@@ -96,11 +98,23 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
 /// tree.
 fn cluster(root: &Path) -> Result<(Cluster, bool)> {
     if let Ok(cluster) = cluster::open(root) {
+        let nodes = cluster.nodes().len();
+        ensure!(
+            nodes >= bench::NODES as usize,
+            "a cluster runs that has {nodes} of the {} nodes that the tests are about; end it (`cargo xtask down`), \
+             or start one by `cargo xtask up --nodes {}`",
+            bench::NODES,
+            bench::NODES
+        );
         note!("a cluster runs already: it is used, with the images of this tree");
         cluster::deploy(root)?;
         return Ok((cluster, false));
     }
-    let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
+    let options = cluster::Options {
+        nodes: bench::NODES,
+        ..cluster::Options::default()
+    };
+    let cluster = cluster::up(root, &options, &image::ALL)?;
     // They start while operator and agents do.
     let ready =
         Lab::order(&cluster, bench::NAMESPACE, &bench::PODS).and_then(|()| cluster.install(root));

@@ -48,6 +48,33 @@ pub(crate) struct Lab<'a> {
     clocks: BTreeMap<String, Offset>,
 }
 
+/// A pod that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) name: &'a str,
+    labels: &'a [(&'a str, &'a str)],
+    node: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    /// One that runs on any node.
+    pub(crate) const fn new(name: &'a str, labels: &'a [(&'a str, &'a str)]) -> Self {
+        Self {
+            name,
+            labels,
+            node: None,
+        }
+    }
+
+    /// On this one.
+    pub(crate) const fn on(self, node: &'a str) -> Self {
+        Self {
+            node: Some(node),
+            ..self
+        }
+    }
+}
+
 /// One of them, as it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pod {
@@ -58,15 +85,11 @@ pub(crate) struct Pod {
 }
 
 impl<'a> Lab<'a> {
-    /// Asks for a pod for each `(name, labels)`, and waits for nothing: [`Lab::start`] finds them.
+    /// Asks for pods, and waits for nothing: [`Lab::start`] finds them.
     ///
     /// # Errors
     /// If the API server refuses.
-    pub(crate) fn order(
-        cluster: &'a Cluster,
-        namespace: &str,
-        pods: &[(&str, &[(&str, &str)])],
-    ) -> Result<()> {
+    pub(crate) fn order(cluster: &'a Cluster, namespace: &str, pods: &[Wanted<'_>]) -> Result<()> {
         Self::empty(cluster, namespace).create(pods)
     }
 
@@ -79,7 +102,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Starts a pod for each `(name, labels)`, or finds it, and lets each probe all others: by their
+    /// Starts these pods, or finds them, and lets each probe all others: by their
     /// first address, or with `all_addresses` by each.
     ///
     /// # Errors
@@ -87,13 +110,13 @@ impl<'a> Lab<'a> {
     pub(crate) fn start(
         cluster: &'a Cluster,
         namespace: &str,
-        pods: &[(&str, &[(&str, &str)])],
+        pods: &[Wanted<'_>],
         all_addresses: bool,
     ) -> Result<Self> {
         step::step(&format!("pods in {namespace}"), |step| {
             let mut lab = Self::empty(cluster, namespace);
             lab.create(pods)?;
-            let names: Vec<&str> = pods.iter().map(|(name, _)| *name).collect();
+            let names: Vec<&str> = pods.iter().map(|pod| pod.name).collect();
             lab.pods = lab.wait(step, &names)?;
             step.progress("comparing clocks");
             for pod in &lab.pods {
@@ -227,12 +250,12 @@ impl<'a> Lab<'a> {
     ///
     /// # Errors
     /// If the API server refuses.
-    pub(crate) fn create(&self, pods: &[(&str, &[(&str, &str)])]) -> Result<()> {
+    pub(crate) fn create(&self, pods: &[Wanted<'_>]) -> Result<()> {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace},
         });
         let items: Vec<Value> = std::iter::once(namespace)
-            .chain(pods.iter().map(|(name, labels)| pod_document(name, labels)))
+            .chain(pods.iter().map(pod_document))
             .collect();
         // In a new cluster the controllers may not have made the namespace's service account yet.
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -383,13 +406,14 @@ pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn pod_document(name: &str, labels: &[(&str, &str)]) -> Value {
-    let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+fn pod_document(pod: &Wanted<'_>) -> Value {
+    let labels: BTreeMap<_, _> = pod.labels.iter().copied().collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": labels},
+        "metadata": {"name": pod.name, "labels": labels},
         "spec": {
+            "nodeName": pod.node,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": 1,

@@ -11,7 +11,7 @@ use chaos_api::v1alpha1::ChaosStatus;
 
 use crate::{
     lab::{
-        Lab,
+        Lab, Wanted,
         chaos::{Applied, Counted, PATIENCE},
         clock,
         kernel::Done,
@@ -24,12 +24,19 @@ use crate::{
 
 pub(super) const NAMESPACE: &str = "cluster-tests";
 
-/// `a` and `b` are what experiments are about; nothing is ever asked of `c`.
-pub(super) const PODS: [(&str, &[(&str, &str)]); 3] = [
-    ("a", &[("app", "peer")]),
-    ("b", &[("app", "peer")]),
-    ("c", &[("app", "bystander")]),
+/// `a` and `b` are what experiments are about; nothing is ever asked of `c`. `d` is on the other node.
+pub(super) const PODS: [Wanted<'_>; 4] = [
+    Wanted::new("a", &[("app", "peer")]).on(NODE),
+    Wanted::new("b", &[("app", "peer")]).on(NODE),
+    Wanted::new("c", &[("app", "bystander")]).on(NODE),
+    Wanted::new("d", &[("app", "far")]).on("node2"),
 ];
+
+/// Where all but one pod are: rules of one node, and probes on it, are compared by one clock.
+pub(super) const NODE: &str = "node1";
+
+/// How many there are.
+pub(super) const NODES: u32 = 2;
 
 /// Before and after a fault.
 pub(super) const SPAN: Duration = Duration::from_secs(2);

@@ -9,11 +9,12 @@ use anyhow::{Result, ensure};
 use chaos_api::v1alpha1::RecordPhase;
 
 use super::{
-    bench::{Bench, NAMESPACE, document},
+    bench::{Bench, NAMESPACE, NODE, document},
     tests,
 };
 use crate::{
     lab::{
+        Wanted,
         chaos::{PATIENCE, all_are, condition, drawn, ours},
         clock, nanos,
         samples::{Path, Sign, Span, Stats},
@@ -107,7 +108,8 @@ fn pausing_recovers_and_resuming_injects_the_same_pods(bench: &Bench<'_>) -> Res
 }
 
 fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> Result<()> {
-    bench.lab.create(&[("victim", &[("app", "victim")])])?;
+    let victim = Wanted::new("victim", &[("app", "victim")]);
+    bench.lab.create(&[victim.on(NODE)])?;
     let words = [
         "wait",
         "--for=condition=Ready",

@@ -19,7 +19,7 @@ use crate::{
     cluster::{self, Cluster},
     image,
     lab::{
-        Lab,
+        Lab, Wanted,
         chaos::{self, Applied, Counted, PATIENCE},
         clock, nanos,
         samples::{Path, Sign, first_and_last},
@@ -35,11 +35,11 @@ const TIKV: (&str, &str) = ("app.kubernetes.io/component", "tikv");
 const CLIENT: (&str, &str) = ("app.kubernetes.io/component", "client");
 
 /// Three that the experiments select, and one that they do not.
-const PODS: [(&str, &[(&str, &str)]); 4] = [
-    ("tikv-0", &[TIKV]),
-    ("tikv-1", &[TIKV]),
-    ("tikv-2", &[TIKV]),
-    ("client", &[CLIENT]),
+const PODS: [Wanted<'_>; 4] = [
+    Wanted::new("tikv-0", &[TIKV]),
+    Wanted::new("tikv-1", &[TIKV]),
+    Wanted::new("tikv-2", &[TIKV]),
+    Wanted::new("client", &[CLIENT]),
 ];
 
 const DELAY: &str = include_str!("documents/delay.yaml");
@@ -74,9 +74,9 @@ struct Case {
 const CASES: [Case; 2] = [
     Case {
         title: "100 ms of delay on what three pods send",
-        asked: "action delay, latency 100ms, mode all, duration 10s",
+        asked: "action delay, latency 100ms, mode all, duration 6s",
         document: DELAY,
-        lasts: Duration::from_secs(10),
+        lasts: Duration::from_secs(6),
         sign: Sign::SlowerThan(SLOW_US),
         is_asked: |path| is_tikv(&path.from) || is_tikv(&path.to),
         groups: &[
@@ -93,9 +93,9 @@ const CASES: [Case; 2] = [
     },
     Case {
         title: "30 % loss on what tikv-0 sends to the others of its kind",
-        asked: "action loss, loss 30, direction to, target all tikv, seed 20261121, duration 10s",
+        asked: "action loss, loss 30, direction to, target all tikv, seed 20261121, duration 6s",
         document: LOSS,
-        lasts: Duration::from_secs(10),
+        lasts: Duration::from_secs(6),
         sign: Sign::Lost,
         is_asked: |path| of_tikv_0(path) && path.to != "client" && path.from != "client",
         groups: &[
@@ -384,9 +384,9 @@ mod tests {
     #[test]
     fn every_path_of_the_loss_is_in_one_row_of_its_table() {
         let [_, loss] = &CASES;
-        for from in PODS.map(|(name, _)| name) {
+        for from in PODS.map(|pod| pod.name) {
             for to in PODS
-                .map(|(name, _)| name)
+                .map(|pod| pod.name)
                 .into_iter()
                 .filter(|to| *to != from)
             {

@@ -39,6 +39,9 @@ pub(crate) struct HeldFault {
     pub(crate) name: String,
     pub(crate) record: String,
     pub(crate) phase: String,
+    /// When the agent asked, which is after the question was.
+    #[serde(rename = "armedMsAgo")]
+    pub(crate) armed_ms_ago: u64,
 }
 
 /// What the kernels of all nodes have counted for the experiments of a name, also those that ended.

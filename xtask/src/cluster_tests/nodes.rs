@@ -1,0 +1,120 @@
+//! More than one node, and a node with many pods.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use chaos_api::v1alpha1::RecordPhase;
+
+use super::{
+    bench::{Bench, EDGE, NAMESPACE, NODE, document},
+    tests,
+};
+use crate::{
+    lab::{
+        Wanted,
+        chaos::{all_are, condition},
+        clock, nanos,
+        samples::Sign,
+    },
+    out::note,
+    step,
+};
+
+tests![
+    a_fault_between_two_nodes_is_done_on_both,
+    every_one_of_many_pods_of_a_node_is_injected,
+];
+
+/// How many pods a node of the reference figures has.
+const MANY: usize = 24;
+
+fn a_fault_between_two_nodes_is_done_on_both(bench: &Bench<'_>) -> Result<()> {
+    const LASTS: Duration = Duration::from_secs(10);
+    let far = &bench.lab.pod("d")?.node;
+    ensure!(far != NODE, "d is on {far}, where the others are");
+    let rest = "  action: delay\n  delay: {latency: 100ms}\n  direction: both\n  duration: 10s\n";
+    let seen = bench.watch(&document("apart", "a", "d", rest), "apart", LASTS)?;
+    // One rule at each end, and each of them has worked: what goes there waits, and what comes back.
+    ensure!(
+        seen.rules.len() == 2 && seen.rules.iter().all(|rule| rule.hits > 10),
+        "{:?}",
+        seen.rules
+    );
+    let asked = Duration::from_millis(200);
+    let during = seen.inner(asked);
+    for (from, to) in [("a", "d"), ("d", "a")] {
+        seen.all_hit(from, to, &during, Sign::SlowerThan(190_000))?;
+        seen.none_hit_outside(from, to, &seen.may_be_hit(), Sign::SlowerThan(190_000))?;
+        seen.is_untouched(from, to)?;
+    }
+    let after = seen.ends().1 + nanos(EDGE)..seen.until;
+    for (from, to) in [("a", "b"), ("b", "a"), ("b", "d"), ("d", "b"), ("c", "d")] {
+        seen.is_untouched(from, to)?;
+        seen.is_well(from, to, &after)?;
+    }
+    ensure!(
+        condition(&seen.after, "AllRecovered") == Some(true)
+            && all_are(&seen.after, RecordPhase::NotInjected),
+        "{:?}",
+        seen.after
+    );
+    Ok(())
+}
+
+fn every_one_of_many_pods_of_a_node_is_injected(bench: &Bench<'_>) -> Result<()> {
+    let names: Vec<String> = (0..MANY).map(|n| format!("crowd-{n}")).collect();
+    let labels = [("app", "crowd")];
+    let pods = names
+        .iter()
+        .map(|name| Wanted::new(name, &labels).on(NODE))
+        .collect::<Vec<_>>();
+    bench.lab.create(&pods)?;
+    let crowd = ["--selector=app=crowd"];
+    let ready = ["wait", "pods", "--for=condition=Ready", "--timeout=300s"];
+    step::output(&mut bench.lab.kubectl(ready.into_iter().chain(crowd)))?;
+
+    let document = format!(
+        "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata:\n  name: crowd\nspec:\n  \
+         mode: all\n  selector:\n    namespaces: [{NAMESPACE}]\n    labelSelectors: {{app: crowd}}\n  \
+         action: delay\n  delay: {{latency: 100ms}}\n"
+    );
+    let applied = bench.lab.apply(&document)?;
+    let status = bench.injected(&applied.name)?;
+    let held = bench.lab.held()?;
+    let asked = clock::now();
+    let ours: Vec<_> = held.iter().filter(|one| one.name == "crowd").collect();
+    ensure!(
+        ours.len() == MANY && ours.iter().all(|one| one.phase == "Injected"),
+        "{held:?}"
+    );
+    ensure!(
+        bench.lab.armed()?.len() == MANY,
+        "not one rule for each pod"
+    );
+    ensure!(
+        status.experiment.container_records.len() == MANY,
+        "{status:?}"
+    );
+    // For the record. What was asked came a moment before, so this is late rather than early.
+    let late = |ago: u64| {
+        let armed = asked - nanos(Duration::from_millis(ago));
+        (armed.cast_signed() - applied.returned.cast_signed()) as f64 / 1e6
+    };
+    let agos = || ours.iter().map(|one| one.armed_ms_ago);
+    if let (Some(first), Some(last)) = (agos().max(), agos().min()) {
+        note!(
+            "{MANY} pods: armed {:.0} to {:.0} ms after `kubectl apply` returned",
+            late(first),
+            late(last)
+        );
+    }
+
+    bench.lab.delete(&applied.name)?;
+    let left = bench.lab.held()?;
+    ensure!(left.is_empty(), "{left:?}");
+    let delete = ["delete", "pods", "--wait=false"];
+    step::output(&mut bench.lab.kubectl(delete.into_iter().chain(crowd)))?;
+    // The next test has the node for itself.
+    let gone = ["wait", "pods", "--for=delete", "--timeout=120s"];
+    step::output(&mut bench.lab.kubectl(gone.into_iter().chain(crowd))).map(drop)
+}
