@@ -8,5 +8,13 @@ pub const ARMED: u32 = 0;
 /// until `chaos-agent panic --resume`.
 pub const HALTED: u32 = 1;
 
+/// Index into `CONTROL`: which generation of the programs acts, a count of agents that have taken the
+/// node over. Written once for each of them: that store is the upgrade. The programs of epoch n are
+/// in element n % [`GENERATIONS`] of the program arrays.
+pub const EPOCH: u32 = 2;
+
+/// Length of a program array: the generation that acts, and one that comes or goes.
+pub const GENERATIONS: u32 = 2;
+
 /// Length of `CONTROL`.
 pub const WORDS: u32 = 8;

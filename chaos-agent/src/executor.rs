@@ -12,7 +12,7 @@ mod peers;
 mod rules;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
 use chaos_abi::control;
@@ -30,7 +30,7 @@ use self::allocate::Ids;
 use self::arm::open_inside;
 use self::devices::Devices;
 use self::rules::{lives, retain};
-use crate::kernel::maps::{Pinned, TargetKind};
+use crate::kernel::maps::{MapsError, Pinned, TargetKind, directory, other_layouts, was_halted};
 use crate::kernel::netns;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
@@ -94,6 +94,41 @@ impl Executor {
             self.ids.take(lives(armed), armed.peer_set);
         }
         held
+    }
+
+    /// Takes an agent's place whose maps have another layout: its programs are detached, and end with
+    /// its pins. What it had armed is armed anew when its clients speak; a halt stays in force.
+    ///
+    /// # Errors
+    /// A map that cannot be written, before anything is removed.
+    pub fn forget_other_layouts(&mut self, bpffs: &Path) -> Result<(), MapsError> {
+        let others = other_layouts(bpffs);
+        if others.is_empty() {
+            return Ok(());
+        }
+        if others.iter().any(|layout| was_halted(layout)) {
+            let halted = self.maps.set_control(control::HALTED, 1);
+            halted.map_err(|source| MapsError::Map {
+                map: "CONTROL",
+                path: directory(bpffs),
+                source,
+            })?;
+        }
+        if let Err(error) = self.devices.release(&mut self.maps) {
+            tracing::warn!(%error, "failed to detach an older agent's programs; they act until their rules end");
+        }
+        for layout in others {
+            tracing::info!(pins = %layout.display(), "removing what an agent with another layout has pinned");
+            let removed = if layout.is_dir() {
+                std::fs::remove_dir_all(&layout)
+            } else {
+                std::fs::remove_file(&layout)
+            };
+            if let Err(error) = removed {
+                tracing::warn!(pins = %layout.display(), %error, "failed to remove it");
+            }
+        }
+        Ok(())
     }
 
     /// Removes every rule, target and peer that none of these faults has: what a predecessor left

@@ -2,6 +2,7 @@
 //! netlink, clocks. No decisions: these are in chaos-planner, and when to act is in `node.rs`.
 
 pub mod clock;
+pub mod generation;
 pub mod maps;
 pub mod netlink;
 pub mod netns;

@@ -2,6 +2,7 @@
 //! metrics have too. A mechanism attaches its programs and translates an effect into a rule;
 //! when that happens is decided elsewhere.
 
+mod canary;
 pub mod cgroup_drop;
 pub mod tc_egress;
 
@@ -10,6 +11,7 @@ use std::io;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
+use crate::kernel::generation::GenerationError;
 use crate::kernel::netlink::Refused;
 use crate::kernel::objects::LoadError;
 
@@ -37,6 +39,9 @@ pub enum MechanismError {
         #[source]
         source: io::Error,
     },
+    /// Its programs cannot be put into force.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// A map could not be written.
     #[error("failed to write map {map}: {source}")]
     Map {

@@ -11,6 +11,7 @@
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
 
 pub mod effects;
+pub mod generation;
 pub mod network;
 pub mod peers;
 
@@ -37,8 +38,12 @@ static STATE: Array<State> = Array::pinned(MAX_RULES, 0);
 /// Whether any rule of the node may act.
 #[inline(always)]
 pub fn armed() -> bool {
-    let word = |index| CONTROL.get(index).copied().unwrap_or(0);
-    word(control::ARMED) != 0 && word(control::HALTED) == 0
+    control(control::ARMED) != 0 && control(control::HALTED) == 0
+}
+
+#[inline(always)]
+pub(crate) fn control(word: u32) -> u32 {
+    CONTROL.get(word).copied().unwrap_or(0)
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of deadlines and of fq.

@@ -21,7 +21,7 @@ use decode::Row;
 const MEANING: [(&str, &str); 10] = [
     (
         "CONTROL",
-        "words that every program reads first: armed, halted",
+        "words that every program reads first: armed, halted, epoch",
     ),
     (
         "RULES",

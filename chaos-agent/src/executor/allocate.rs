@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::MapError;
-use chaos_abi::MAX_RULES;
+use chaos_abi::CANARY_RULE;
 use chaos_abi::network::MAX_TARGETS;
 
 use super::ArmError;
@@ -30,11 +30,11 @@ impl Ids {
         if self.generation == 0 {
             self.generation = newest_generation(maps)?;
         }
-        let id = (0..MAX_RULES)
+        let id = (0..CANARY_RULE)
             .find(|id| !self.rules.contains_key(id))
             .ok_or(ArmError::Full {
                 what: "rules",
-                limit: MAX_RULES as usize,
+                limit: CANARY_RULE as usize,
             })?;
         // 0 means free; after four billion faults the count begins anew.
         self.generation = self.generation.checked_add(1).unwrap_or(1);

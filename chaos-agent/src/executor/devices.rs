@@ -45,6 +45,16 @@ struct Attached {
     used: Use,
 }
 
+impl Attached {
+    /// Everything of ours has been removed from it, but for clsact.
+    fn rest(&mut self) {
+        self.device.detour = None;
+        self.device.checksums = false;
+        self.device.longest_delay = Duration::ZERO;
+        self.used = Use::Resting;
+    }
+}
+
 /// How far devices are with their last packets.
 #[derive(Clone, Copy, Debug)]
 pub struct Drained {
@@ -233,10 +243,7 @@ impl Devices {
                 match detach(proc_root, &a.device, maps) {
                     Ok(()) => {
                         detached = true;
-                        a.device.detour = None;
-                        a.device.checksums = false;
-                        a.device.longest_delay = Duration::ZERO;
-                        a.used = Use::Resting;
+                        a.rest();
                         return a.device.clsact_is_ours;
                     }
                     Err(error) => {
@@ -259,6 +266,19 @@ impl Devices {
             look_ns: looks.min(),
             detached,
         }
+    }
+
+    /// Detaches from all, waiting for nothing; they are known on.
+    pub(super) fn release(&mut self, maps: &mut Pinned) -> Result<(), MechanismError> {
+        let mut result = Ok(());
+        for attached in &mut self.all {
+            let detached = detach(&self.proc_root, &attached.device, maps);
+            if detached.is_ok() {
+                attached.rest();
+            }
+            result = result.and(detached);
+        }
+        result
     }
 
     /// Detaches from all, waiting for nothing, and removes what was left resting.

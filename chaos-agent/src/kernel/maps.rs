@@ -53,6 +53,25 @@ pub fn directory(bpffs: &Path) -> PathBuf {
     bpffs.join("faultline").join(format!("abi{ABI}"))
 }
 
+/// What agents with other layouts have pinned there.
+pub fn other_layouts(bpffs: &Path) -> Vec<PathBuf> {
+    let ours = directory(bpffs);
+    let listed = std::fs::read_dir(bpffs.join("faultline"));
+    let all = listed.into_iter().flatten().flatten();
+    all.map(|entry| entry.path())
+        .filter(|path| *path != ours)
+        .collect()
+}
+
+/// Whether the node was stopped by `chaos-agent panic` while a layout was in use: every layout has
+/// that word in the same place.
+pub fn was_halted(layout: &Path) -> bool {
+    let word = MapData::from_pin(layout.join(NAMES[0]))
+        .and_then(|data| Array::<_, u32>::try_from(Map::Array(data)))
+        .and_then(|control| control.get(&control::HALTED, 0));
+    word.is_ok_and(|halted| halted != 0)
+}
+
 /// Handles of all maps.
 pub struct Pinned {
     control: Array<MapData, u32>,
@@ -356,7 +375,7 @@ fn typed<T: TryFrom<Map, Error = MapError>>(
         .map_err(|source| MapsError::Map { map, path, source })
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         // aya gives deletes of absent keys as the bare system call error.

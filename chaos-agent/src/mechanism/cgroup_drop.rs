@@ -1,6 +1,6 @@
 //! Partition at the socket: two `cgroup_skb` programs on the root cgroup, attached once. A fault
 //! is then map writes only. The links are pinned, so that what is armed outlives this process
-//! until its deadline.
+//! until its deadline; a successor puts its bodies behind the same links.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +15,7 @@ use chaos_abi::network::flag;
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::NetworkEffect;
 
-use super::{MechanismError, io_error, program};
+use super::{MechanismError, canary, io_error, program};
 use crate::kernel::objects;
 
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
@@ -23,33 +23,77 @@ const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
     ("cgroup_drop_ingress", CgroupSkbAttachType::Ingress),
 ];
 
-/// The attached programs.
+/// The loaded programs.
 pub struct CgroupDrop {
-    /// Keeps the maps that the programs use.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     links: PathBuf,
 }
 
 impl CgroupDrop {
-    /// Loads the programs and attaches them to the root cgroup. Links that a predecessor left are
-    /// replaced: the new ones are attached before the old ones go, so that a running partition has
-    /// no gap; a packet in between can be counted twice.
+    /// Loads the programs; nothing is attached yet.
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
-    pub fn attach(cgroup_root: &Path, pins: &Path, links: &Path) -> Result<Self, MechanismError> {
+    pub fn load(pins: &Path) -> Result<Self, MechanismError> {
         let mut ebpf = objects::load(Mechanism::CgroupDrop, pins, 0)?;
+        for (_, program) in ebpf.programs_mut() {
+            let skb: &mut CgroupSkb = program
+                .try_into()
+                .map_err(self::program("use cgroup_drop"))?;
+            skb.load().map_err(self::program("load cgroup_drop"))?;
+        }
+        Ok(Self {
+            ebpf,
+            links: pins.join("links"),
+        })
+    }
+
+    /// What it has loaded.
+    pub fn programs(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Tries the bodies on packets of our own.
+    ///
+    /// # Errors
+    /// What they did instead.
+    pub fn fire_canary(&self) -> Result<(), MechanismError> {
+        for (name, _) in PROGRAMS {
+            canary::is_allowed(&self.ebpf, &format!("{name}_body"))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the dispatchers to the root cgroup, unless those of a predecessor are: they go on in
+    /// our bodies as well.
+    ///
+    /// # Errors
+    /// [`MechanismError`], in words for `doctor`.
+    pub fn attach(&mut self, cgroup_root: &Path) -> Result<(), MechanismError> {
+        // Only the root of all has no type. Below it our depths are not the kernel's, and a program
+        // that is attached there sees only what is below.
+        if cgroup_root.join("cgroup.type").exists() {
+            return Err(MechanismError::Target(format!(
+                "{} is not the root of the host's cgroups, as in a node that is itself a container",
+                cgroup_root.display()
+            )));
+        }
         let root = File::open(cgroup_root).map_err(io_error(format!(
             "open the root cgroup {}",
             cgroup_root.display()
         )))?;
+        let links = &self.links;
         fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
         for (name, hook) in PROGRAMS {
-            let skb: &mut CgroupSkb = ebpf
+            let pin = links.join(name);
+            if pin.exists() {
+                continue;
+            }
+            let skb: &mut CgroupSkb = self
+                .ebpf
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or(objects::LoadError::Absent)?;
-            skb.load().map_err(program("load cgroup_drop"))?;
             let id = skb
                 .attach(&root, hook, CgroupAttachMode::Single)
                 .map_err(program("attach cgroup_drop to the root cgroup"))?;
@@ -59,17 +103,12 @@ impl CgroupDrop {
             let link = FdLink::try_from(link).map_err(|_| {
                 MechanismError::Target("cgroup links need Linux 5.7 or newer".to_owned())
             })?;
-            let pin = links.join(name);
-            unpin(&pin)?;
             link.pin(&pin).map_err(|error| MechanismError::Io {
                 what: format!("pin the link {}", pin.display()),
                 source: io::Error::other(error),
             })?;
         }
-        Ok(Self {
-            _ebpf: ebpf,
-            links: links.to_owned(),
-        })
+        Ok(())
     }
 
     /// Removes the programs.
@@ -77,7 +116,10 @@ impl CgroupDrop {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
-        detach_pinned(&self.links)
+        for (name, _) in PROGRAMS {
+            unpin(&self.links.join(name))?;
+        }
+        Ok(())
     }
 
     /// The part of a rule that this mechanism reads. `ifindex` 0 is every device.
@@ -95,17 +137,6 @@ impl CgroupDrop {
             ..Default::default()
         }
     }
-}
-
-/// Detaches what is pinned, also after the agent that did it has died.
-///
-/// # Errors
-/// When a pin cannot be removed.
-pub fn detach_pinned(links: &Path) -> Result<(), MechanismError> {
-    for (name, _) in PROGRAMS {
-        unpin(&links.join(name))?;
-    }
-    Ok(())
 }
 
 fn unpin(pin: &Path) -> Result<(), MechanismError> {

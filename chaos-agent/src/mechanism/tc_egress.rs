@@ -21,7 +21,8 @@ use chaos_planner::fault::{Chance, LINE_LIMIT, NetworkEffect};
 use chaos_planner::plan::nanos;
 use serde::{Deserialize, Serialize};
 
-use super::{MechanismError, io_error, program};
+use super::{MechanismError, canary, io_error, program};
+use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Link, Netlink};
 use crate::kernel::{netns, objects};
 
@@ -85,12 +86,25 @@ impl TcEgress {
     /// [`MechanismError`]
     pub fn load(pins: &Path, packets: u32) -> Result<Self, MechanismError> {
         let mut ebpf = objects::load(Mechanism::TcEgress, pins, 0)?;
-        for name in [EGRESS, STAMP, RETURN] {
-            classifier(&mut ebpf, name)?
-                .load()
-                .map_err(program("load tc_egress"))?;
+        for (_, program) in ebpf.programs_mut() {
+            let classifier: &mut SchedClassifier =
+                program.try_into().map_err(self::program("use tc_egress"))?;
+            classifier.load().map_err(self::program("load tc_egress"))?;
         }
         Ok(Self { ebpf, packets })
+    }
+
+    /// What it has loaded.
+    pub fn programs(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Tries the body on a packet of our own.
+    ///
+    /// # Errors
+    /// What it did instead.
+    pub fn fire_canary(&self, maps: &mut Pinned) -> Result<(), MechanismError> {
+        canary::is_lost(&self.ebpf, "tc_egress_body", maps)
     }
 
     /// Tries all of it on devices of a namespace that is gone afterwards: veth, fq, clsact,
@@ -415,13 +429,4 @@ fn remove_detour(netlink: &mut Netlink, device: &mut Device) -> Result<(), Mecha
     }
     device.detour = None;
     Ok(())
-}
-
-fn classifier<'a>(
-    ebpf: &'a mut Ebpf,
-    name: &str,
-) -> Result<&'a mut SchedClassifier, MechanismError> {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| objects::LoadError::Absent.into())
 }

@@ -14,8 +14,9 @@ use nix::sys::utsname::uname;
 
 use super::entry::Entry;
 use super::{Node, Options, Owner};
-use crate::executor::Executor;
+use crate::executor::{ArmedRule, Executor};
 use crate::journal::{self, Journal};
+use crate::kernel::generation::{Generation, GenerationError};
 use crate::kernel::maps::{self, MapsError, Pinned};
 use crate::kernel::{clock, objects};
 use crate::mechanism::MechanismError;
@@ -53,11 +54,14 @@ pub enum OpenError {
     /// The maps are there but cannot be used.
     #[error(transparent)]
     Maps(#[from] MapsError),
+    /// Our programs could not be put in the place of a predecessor's.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
 }
 
 impl Node {
-    /// Takes the host lock, loads and pins the programs, tries each mechanism, adopts what a
-    /// predecessor armed and removes what it left half done.
+    /// Takes the host lock, loads programs, tries each mechanism, puts them in the place of a
+    /// predecessor's, adopts what that armed and removes what it left half done.
     ///
     /// # Errors
     /// [`OpenError`]. A mechanism that does not work here is no error: see
@@ -75,37 +79,11 @@ impl Node {
         }
         fs::create_dir_all(&pins).map_err(io_error(format!("create {}", pins.display())))?;
 
-        let links = options.bpffs.join("faultline").join("links");
-        // Only the root of all has no type. Below it our depths are not the kernel's, and a program
-        // that is attached there sees only what is below.
-        let cgroup_drop = if options.cgroup_root.join("cgroup.type").exists() {
-            Err(MechanismError::Target(format!(
-                "{} is not the root of the host's cgroups, as in a node that is itself a container",
-                options.cgroup_root.display()
-            )))
-        } else {
-            CgroupDrop::attach(&options.cgroup_root, &pins, &links)
-        };
         let budget = u32::try_from(options.delay_budget / 1024).unwrap_or(u32::MAX);
+        let cgroup_drop = CgroupDrop::load(&pins);
         // No packet counts less than one unit of the budget.
         let tc_egress = TcEgress::load(&pins, budget.max(1));
-        let tried = tc_egress.as_ref().map(TcEgress::probe);
-        let capabilities = Capabilities {
-            kernel: uname()
-                .map(|u| u.release().to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            mechanisms: vec![
-                capability(Mechanism::CgroupDrop, cgroup_drop.as_ref().err()),
-                capability(
-                    Mechanism::TcEgress,
-                    tried
-                        .as_ref()
-                        .map_or_else(|error| Some(*error), |t| t.as_ref().err()),
-                ),
-            ],
-        };
-        drop(tried);
-        let maps = match Pinned::open(&options.bpffs) {
+        let mut maps = match Pinned::open(&options.bpffs) {
             Ok(maps) => maps,
             Err(error) => {
                 return Err(match (cgroup_drop.err(), tc_egress.err()) {
@@ -114,6 +92,29 @@ impl Node {
                 });
             }
         };
+        let generation = Generation::next(&maps, &pins)?;
+        let cgroup_drop = cgroup_drop.and_then(|mut mechanism| {
+            mechanism.fire_canary()?;
+            mechanism.attach(&options.cgroup_root)?;
+            generation.enter(mechanism.programs())?;
+            Ok(mechanism)
+        });
+        let tc_egress = tc_egress.and_then(|mut mechanism| {
+            mechanism.fire_canary(&mut maps)?;
+            mechanism.probe()?;
+            generation.enter(mechanism.programs())?;
+            Ok(mechanism)
+        });
+        let capabilities = Capabilities {
+            kernel: uname()
+                .map(|u| u.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            mechanisms: vec![
+                capability(Mechanism::CgroupDrop, cgroup_drop.as_ref().err()),
+                capability(Mechanism::TcEgress, tc_egress.as_ref().err()),
+            ],
+        };
+        generation.begin(&mut maps)?;
         let journal = Journal::new(&options.run_dir, &options.proc_root)
             .map_err(io_error("read the boot id".into()))?;
         let record = journal.read();
@@ -126,6 +127,7 @@ impl Node {
             record.devices,
             budget,
         );
+        executor.forget_other_layouts(&options.bpffs)?;
         let mut entries = BTreeMap::new();
         for journal::Entry {
             owner,
@@ -134,7 +136,8 @@ impl Node {
             armed,
         } in record.armed
         {
-            if executor.adopt(&armed) {
+            let acts = |rule: &ArmedRule| capabilities.lacks(rule.mechanism.into()).is_none();
+            if armed.rules.iter().all(acts) && executor.adopt(&armed) {
                 let until = deadline_ns
                     .map(Until::Deadline)
                     .or(orphaned_ns.map(Until::Orphaned))

@@ -9,10 +9,12 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::{cgroup_skb, map};
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
+use chaos_abi::control::GENERATIONS;
 use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, RuleRef, Target, flag};
+use chaos_ebpf::generation::go_on;
 use chaos_ebpf::network::{Direction, ancestor, applicable};
 use chaos_ebpf::{Draw, Outcome, armed, count, done, now_ns};
 
@@ -25,26 +27,47 @@ static CGROUP_TARGETS: HashMap<u64, Target> = HashMap::pinned(MAX_TARGETS, 0);
 #[map]
 static DEPTHS: Array<u32> = Array::pinned(MAX_DEPTHS, 0);
 
+/// Bodies of [`cgroup_drop_egress`].
+#[map]
+static CGROUP_DROP_EGRESS_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
+/// Bodies of [`cgroup_drop_ingress`].
+#[map]
+static CGROUP_DROP_INGRESS_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 
 /// Packets that sockets of the node send.
 #[cgroup_skb(egress)]
 pub fn cgroup_drop_egress(ctx: SkBuffContext) -> i32 {
-    verdict(&ctx, Direction::Egress)
+    if armed() {
+        go_on(&ctx, &CGROUP_DROP_EGRESS_BODY);
+    }
+    ALLOW
 }
 
 /// Packets that sockets of the node receive.
 #[cgroup_skb(ingress)]
 pub fn cgroup_drop_ingress(ctx: SkBuffContext) -> i32 {
+    if armed() {
+        go_on(&ctx, &CGROUP_DROP_INGRESS_BODY);
+    }
+    ALLOW
+}
+
+#[cgroup_skb(egress)]
+pub fn cgroup_drop_egress_body(ctx: SkBuffContext) -> i32 {
+    verdict(&ctx, Direction::Egress)
+}
+
+#[cgroup_skb(ingress)]
+pub fn cgroup_drop_ingress_body(ctx: SkBuffContext) -> i32 {
     verdict(&ctx, Direction::Ingress)
 }
 
 #[inline(always)]
 fn verdict(ctx: &SkBuffContext, direction: Direction) -> i32 {
-    if !armed() {
-        return ALLOW;
-    }
     for i in 0..MAX_DEPTHS {
         let depth = DEPTHS.get(i).copied().unwrap_or(0);
         if depth == 0 {

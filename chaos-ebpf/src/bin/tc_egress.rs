@@ -28,13 +28,15 @@ use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_csum_level, bpf_redirect, bpf_set_hash, bpf_set_hash_invalid,
 };
 use aya_ebpf::macros::{classifier, map};
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
 use chaos_abi::RULES_PER_TARGET;
+use chaos_abi::control::GENERATIONS;
 use chaos_abi::network::{MAX_TARGETS, RuleRef, Target, target_flag, waiting_units};
 use chaos_abi::verdict::{Verdict, bit_at};
 use chaos_ebpf::effects::{self, Said};
+use chaos_ebpf::generation::go_on;
 use chaos_ebpf::network::{Direction, applicable};
 use chaos_ebpf::peers::{ETH_P_IP, ETH_P_IPV6, ethertype, load};
 use chaos_ebpf::{
@@ -49,6 +51,18 @@ static DEVICE_TARGETS: HashMap<u64, Target> = HashMap::pinned(MAX_TARGETS, 0);
 /// Slot of a device -> what waits in its detour, in [`waiting_units`].
 #[map]
 static WAITING: Array<u64> = Array::pinned(MAX_TARGETS, 0);
+
+/// Bodies of [`tc_egress`].
+#[map]
+static TC_EGRESS_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
+/// Bodies of [`tc_egress_stamp`].
+#[map]
+static TC_EGRESS_STAMP_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
+/// Bodies of [`tc_egress_return`].
+#[map]
+static TC_EGRESS_RETURN_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
 
 /// Slot for a program that serves one device only, where the filter has no classid (tcx, and
 /// BPF_PROG_TEST_RUN); 0 takes the filter's.
@@ -67,11 +81,16 @@ const ETH_HLEN: u32 = 14;
 
 /// Egress of the target's device.
 #[classifier]
-pub fn tc_egress(mut ctx: TcContext) -> i32 {
-    // UNSPEC lets the filters behind ours have the packet.
-    if !armed() {
-        return TC_ACT_UNSPEC;
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    if armed() {
+        go_on(&ctx, &TC_EGRESS_BODY);
     }
+    // Lets the filters behind ours have the packet.
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub fn tc_egress_body(mut ctx: TcContext) -> i32 {
     let Some(target) = target(&ctx) else {
         return TC_ACT_UNSPEC;
     };
@@ -90,6 +109,12 @@ pub fn tc_egress(mut ctx: TcContext) -> i32 {
 /// Egress of `fla`: tells fq when the packet may go on.
 #[classifier]
 pub fn tc_egress_stamp(ctx: TcContext) -> i32 {
+    go_on(&ctx, &TC_EGRESS_STAMP_BODY);
+    TC_ACT_SHOT
+}
+
+#[classifier]
+pub fn tc_egress_stamp_body(ctx: TcContext) -> i32 {
     let skb: *mut __sk_buff = ctx.skb.skb;
     // SAFETY: `skb` is the context that the kernel gave to this program.
     let [low, high, ours, ..] = unsafe { (*skb).cb };
@@ -110,6 +135,12 @@ pub fn tc_egress_stamp(ctx: TcContext) -> i32 {
 /// Ingress of `flb`: on to the real device.
 #[classifier]
 pub fn tc_egress_return(ctx: TcContext) -> i32 {
+    go_on(&ctx, &TC_EGRESS_RETURN_BODY);
+    TC_ACT_SHOT
+}
+
+#[classifier]
+pub fn tc_egress_return_body(ctx: TcContext) -> i32 {
     // Else the real device would choose a queue by it.
     // SAFETY: the helper changes a word of the packet's metadata.
     unsafe { bpf_set_hash_invalid(ctx.skb.skb) };

@@ -188,7 +188,10 @@ impl Kernel {
     }
 
     fn run(&self, packet: &[u8]) -> Result<u32> {
-        let program = self.programs.program("tc_egress").context("no tc_egress")?;
+        let program = self
+            .programs
+            .program("tc_egress_body")
+            .context("no tc_egress_body")?;
         let classifier: &SchedClassifier = program.try_into()?;
         let options = TestRunOptions {
             data_in: Some(packet),

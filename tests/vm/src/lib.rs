@@ -97,6 +97,8 @@ pub mod stats;
 #[cfg(feature = "guest")]
 pub mod tcp;
 #[cfg(feature = "guest")]
+mod traced;
+#[cfg(feature = "guest")]
 pub mod udp;
 #[cfg(feature = "guest")]
 pub mod wait;

@@ -4,3 +4,4 @@ mod deadline;
 mod packets;
 mod peers;
 mod together;
+mod upgrade;

@@ -17,15 +17,19 @@ pub(super) type Row = Vec<(&'static str, Value)>;
 /// The elements of a map that are in use.
 pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Row>> {
     Ok(match name {
-        "CONTROL" => [("armed", control::ARMED), ("halted", control::HALTED)]
-            .into_iter()
-            .map(|(word, index)| {
-                Ok(vec![
-                    ("word", json!(word)),
-                    ("value", json!(maps.control(index)?)),
-                ])
-            })
-            .collect::<anyhow::Result<_>>()?,
+        "CONTROL" => [
+            ("armed", control::ARMED),
+            ("halted", control::HALTED),
+            ("epoch", control::EPOCH),
+        ]
+        .into_iter()
+        .map(|(word, index)| {
+            Ok(vec![
+                ("word", json!(word)),
+                ("value", json!(maps.control(index)?)),
+            ])
+        })
+        .collect::<anyhow::Result<_>>()?,
         "RULES" => maps
             .rules()?
             .into_iter()

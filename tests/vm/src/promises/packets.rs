@@ -9,6 +9,7 @@ use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, Chance};
+use chaos_agent::kernel::generation::Generation;
 use chaos_agent::kernel::maps::{self, Pinned, TargetKind};
 use chaos_agent::kernel::objects;
 use chaos_planner::capabilities::Mechanism;
@@ -122,7 +123,10 @@ impl Programs {
                 classifier.load()?;
             }
         }
-        let maps = Pinned::open(Path::new(BPFFS))?;
+        let mut maps = Pinned::open(Path::new(BPFFS))?;
+        let generation = Generation::next(&maps, &pins)?;
+        generation.enter(&mut egress)?;
+        generation.begin(&mut maps)?;
         Ok(Programs {
             maps,
             egress,

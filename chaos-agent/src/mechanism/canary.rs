@@ -1,0 +1,122 @@
+//! New programs are tried on a packet of our own before they act (BPF_PROG_TEST_RUN): the verifier
+//! says that a program does no harm, not that it does its work on this kernel.
+
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::MapError;
+use aya::programs::{CgroupSkb, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions};
+use chaos_abi::CANARY_RULE;
+use chaos_abi::network::{Rule, RuleRef, Target, flag};
+use chaos_abi::sample::{ALWAYS, Chance};
+use chaos_planner::plan::nanos;
+
+use super::{MechanismError, program};
+use crate::kernel::clock;
+use crate::kernel::maps::{Pinned, TargetKind};
+use crate::kernel::objects::LoadError;
+
+/// No device has it: a filter without classid, as in a test run.
+const SLOT: u64 = 0;
+
+/// Which device test runs give a packet: loopback.
+const LOOPBACK: u32 = 1;
+
+/// `TC_ACT_STOLEN`, include/uapi/linux/pkt_cls.h.
+const STOLEN: u32 = 4;
+
+/// include/uapi/linux/if_ether.h, in network byte order: IPv4, and what IEEE 802 keeps for experiments.
+const ETH_P_IP: [u8; 2] = [0x08, 0x00];
+const ETH_P_802_EX1: [u8; 2] = [0x88, 0xb5];
+
+/// A rule that loses everything loses the packet, and counts it.
+pub(super) fn is_lost(ebpf: &Ebpf, body: &str, maps: &mut Pinned) -> Result<(), MechanismError> {
+    let verdict = arm(maps).map_err(of_map).and_then(|()| {
+        let classifier: &SchedClassifier = named(ebpf, body)?;
+        run(classifier, ETH_P_IP)
+    });
+    let counted = maps.counters(CANARY_RULE);
+    disarm(maps).map_err(of_map)?;
+    let (verdict, counted) = (verdict?, counted.map_err(of_map)?);
+    if (verdict, counted.matched, counted.injected) == (STOLEN, 1, 1) {
+        return Ok(());
+    }
+    Err(MechanismError::Target(format!(
+        "{body} was given a packet to lose and said {verdict}, not {STOLEN}; it counted {} as lost, not 1",
+        counted.injected
+    )))
+}
+
+/// A packet of no protocol that faults know passes.
+pub(super) fn is_allowed(ebpf: &Ebpf, body: &str) -> Result<(), MechanismError> {
+    let skb: &CgroupSkb = named(ebpf, body)?;
+    match run(skb, ETH_P_802_EX1)? {
+        1 => Ok(()),
+        verdict => Err(MechanismError::Target(format!(
+            "{body} was given a packet to let pass and said {verdict}, not 1"
+        ))),
+    }
+}
+
+fn arm(maps: &mut Pinned) -> Result<(), MapError> {
+    let generation = 1;
+    maps.reset_counters(CANARY_RULE)?;
+    let rule = Rule {
+        deadline_ns: clock::now_ns() + nanos(Duration::from_secs(10)),
+        generation,
+        flags: flag::EGRESS,
+        sample_threshold: ALWAYS,
+        loss: Chance::of_ppm(1_000_000, 0),
+        ..Rule::default()
+    };
+    maps.set_rule(CANARY_RULE, rule)?;
+    let mut target = Target {
+        device: LOOPBACK,
+        ..Target::default()
+    };
+    target.rules[0] = RuleRef {
+        id: CANARY_RULE,
+        generation,
+    };
+    maps.set_target(TargetKind::Device, SLOT, target)
+}
+
+fn disarm(maps: &mut Pinned) -> Result<(), MapError> {
+    maps.remove_target(TargetKind::Device, SLOT)?;
+    maps.set_rule(CANARY_RULE, Rule::default())?;
+    maps.reset_counters(CANARY_RULE)
+}
+
+fn named<'a, P>(ebpf: &'a Ebpf, name: &str) -> Result<&'a P, MechanismError>
+where
+    &'a P: TryFrom<&'a Program, Error = ProgramError>,
+{
+    let found = ebpf.program(name).ok_or(LoadError::Absent)?;
+    found.try_into().map_err(program("use a program"))
+}
+
+/// Its verdict on a packet that is otherwise empty.
+fn run<P>(tried: &P, ethertype: [u8; 2]) -> Result<u32, MechanismError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
+{
+    let mut packet = [0_u8; 64];
+    packet[12..14].copy_from_slice(&ethertype);
+    // IPv4, five words of header.
+    packet[14] = 0x45;
+    let options = TestRunOptions {
+        data_in: Some(&packet),
+        ..TestRunOptions::new()
+    };
+    let ran = tried.test_run(options);
+    Ok(ran
+        .map_err(program("try a new program on a packet"))?
+        .return_value)
+}
+
+fn of_map(source: MapError) -> MechanismError {
+    MechanismError::Map {
+        map: "RULES",
+        source,
+    }
+}

@@ -1,0 +1,310 @@
+//! A new agent takes the place of the old one while faults act: no packet slips through, none is
+//! treated or counted twice, and whatever step the new agent dies at, one generation of programs acts.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::loaded_programs;
+use chaos_abi::control;
+use chaos_abi::sample::{self, Stream};
+use chaos_agent::kernel::maps::{self, Pinned};
+use chaos_agent::node::{Node, Options, Owner};
+use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect};
+use chaos_planner::observed::{Counts, Phase};
+use nix::errno::Errno;
+
+use crate::cgroup::Cgroup;
+use crate::netns::Pair;
+use crate::node::{egress, fault, lasting, nothing_is_pinned, resident, seeded};
+use crate::process::Place;
+use crate::registry::note;
+use crate::traced::kill_after;
+use crate::udp::{Echo, Prober, Probes, Probing};
+use crate::wait::eventually;
+use crate::{vm_role, vm_test};
+
+const BPFFS: &str = "/sys/fs/bpf";
+const SEED: u64 = 20_261_121;
+const LOSS_PPM: u32 = 300_000;
+const DELAY: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Two targets in one namespace: one is partitioned, of the other a part is lost and the rest late.
+struct Stage {
+    pair: Pair,
+    apart: Cgroup,
+    lossy: Cgroup,
+    echo: Echo,
+    _resident: crate::process::Process<()>,
+}
+
+impl Stage {
+    fn new() -> Result<Stage> {
+        let pair = Pair::new()?;
+        let (apart, lossy) = (Cgroup::new()?, Cgroup::new()?);
+        let echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+        let _resident = resident(&pair.a, &lossy)?;
+        Ok(Stage {
+            pair,
+            apart,
+            lossy,
+            echo,
+            _resident,
+        })
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let to_peer = NetworkEffect {
+            peers: Some(vec![Pair::B4.into()]),
+            ..egress()
+        };
+        let partition = NetworkEffect {
+            drop: true,
+            ..to_peer.clone()
+        };
+        let lossy = NetworkEffect {
+            loss: Some(Chance::of(LOSS_PPM)),
+            delay: Some(Delay::of(DELAY)),
+            ..to_peer
+        };
+        let lossy = seeded(fault("lossy", &self.lossy, lossy), SEED);
+        [fault("apart", &self.apart, partition), lossy]
+            .map(|fault| lasting(fault, Duration::from_secs(900)))
+            .into()
+    }
+
+    /// A node that has both armed.
+    fn armed(&self) -> Result<Node> {
+        let mut node = Node::open(Options::default())?;
+        node.set_desired(owner(), self.faults());
+        node.reconcile();
+        both_are_injected(&mut node)?;
+        Ok(node)
+    }
+
+    /// Probers of both targets.
+    fn probe(&self, per_second: u32) -> Result<[Prober; 2]> {
+        let probing = Probing::of(Pair::B4).per_second(per_second);
+        let start = |cgroup| {
+            let place = Place::host().in_namespace(&self.pair.a).in_cgroup(cgroup);
+            Prober::start(place, &probing)
+        };
+        Ok([start(&self.apart)?, start(&self.lossy)?])
+    }
+
+    /// Each packet of both was treated, and counted, once.
+    fn judge(&self, node: &mut Node, probers: [Prober; 2]) -> Result<()> {
+        let [apart, lossy] = probers;
+        let (apart, lossy) = (apart.stop()?, lossy.stop()?);
+        let (sent, counted) = (apart.len() as u64, counts(node, "apart")?);
+        ensure!(
+            apart.refused(Errno::EPERM) == apart.len(),
+            "{} of {sent} were let through",
+            apart.len() - apart.refused(Errno::EPERM)
+        );
+        ensure!(
+            (counted.matched, counted.injected) == (sent, sent),
+            "{sent} were refused: {counted:?}"
+        );
+        self.judge_lossy(&lossy)?;
+        let (sent, counted) = (lossy.len() as u64, counts(node, "lossy")?);
+        ensure!(
+            (counted.matched, counted.injected, counted.failed) == (sent, sent, 0),
+            "{sent} were sent: {counted:?}"
+        );
+        note(format!("{} and {sent} packets", apart.len()));
+        Ok(())
+    }
+
+    /// The n-th packet is the n-th draw: had one been drawn for twice, or not at all, all after it
+    /// would have the fate of others.
+    fn judge_lossy(&self, probes: &Probes) -> Result<()> {
+        let loss = sample::Chance::of_ppm(LOSS_PPM, 0);
+        for (n, times) in (0..).zip(self.echo.times_seen(probes.len() as u64)) {
+            let expected = usize::from(!loss.hits(SEED, Stream::Loss, n));
+            ensure!(times == expected, "{n} came {times} times, not {expected}");
+        }
+        let earliest = probes.there().min()?;
+        ensure!(earliest >= DELAY, "one took {earliest:?} only");
+        Ok(())
+    }
+}
+
+fn owner() -> Owner {
+    Owner("test".into())
+}
+
+fn counts(node: &mut Node, id: &str) -> Result<Counts> {
+    let seen = node.observed(None).into_iter().find(|seen| seen.id == id);
+    Ok(seen.context("the fault is not there")?.counts)
+}
+
+fn both_are_injected(node: &mut Node) -> Result<()> {
+    let seen = node.observed(None);
+    ensure!(
+        seen.len() == 2 && seen.iter().all(|seen| seen.phase == Phase::Injected),
+        "{seen:?}"
+    );
+    Ok(())
+}
+
+/// Programs at hooks, and the bodies that they go on in.
+const HOOKS: usize = 5;
+
+fn programs() -> usize {
+    loaded_programs().count()
+}
+
+/// With no agent alive, the kernel holds the dispatchers that are attached and one body for each of
+/// them, beside the `others` that were there before.
+fn one_generation_is_left(others: usize) -> Result<()> {
+    let maps = Pinned::open(Path::new(BPFFS))?;
+    let acts = maps.control(control::EPOCH)? % control::GENERATIONS;
+    let mut arrays = 0;
+    for pin in fs::read_dir(maps::directory(Path::new(BPFFS)))? {
+        let pin = pin?;
+        let name = pin.file_name().to_string_lossy().into_owned();
+        if !name.ends_with("_BODY") {
+            continue;
+        }
+        arrays += 1;
+        // To user space the element of a program array is the id of the program.
+        let ids: Array<_, u32> = Array::try_from(Map::Array(MapData::from_pin(pin.path())?))?;
+        for index in 0..control::GENERATIONS {
+            let id = ids.get(&index, 0);
+            ensure!(
+                id.is_ok() == (index == acts),
+                "{name}[{index}]: {id:?}, while {acts} acts"
+            );
+        }
+    }
+    ensure!(arrays == HOOKS, "{arrays} program arrays");
+    // The kernel frees programs in its own time.
+    eventually("only one generation is left", PATIENCE, || {
+        let left = programs() - others;
+        ensure!(left == 2 * HOOKS, "{left} programs, not {}", 2 * HOOKS);
+        Ok(())
+    })
+}
+
+vm_test!(twenty_upgrades_treat_each_packet_once, limit = 400);
+fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
+    let others = programs();
+    let stage = Stage::new()?;
+    let mut node = stage.armed()?;
+    let probers = stage.probe(1_000)?;
+    let start = Instant::now();
+    for upgrade in 1..=20 {
+        // As after SIGKILL: nothing is undone.
+        drop(node);
+        node = Node::open(Options::default())?;
+        both_are_injected(&mut node).with_context(|| format!("upgrade {upgrade}"))?;
+        node.set_desired(owner(), stage.faults());
+        node.reconcile();
+    }
+    note(format!("20 upgrades took {:?}", start.elapsed()));
+    stage.judge(&mut node, probers)?;
+    drop(node);
+    one_generation_is_left(others)?;
+    Node::open(Options::default())?.purge()?;
+    nothing_is_pinned()
+}
+
+const OPENS: &str = "opens the node";
+vm_role!(OPENS, opens);
+
+fn opens(_: &str) -> Result<()> {
+    Node::open(Options::default()).map(drop)?;
+    Ok(())
+}
+
+vm_test!(an_upgrade_may_die_at_any_step, limit = 500);
+fn an_upgrade_may_die_at_any_step() -> Result<()> {
+    let others = programs();
+    let stage = Stage::new()?;
+    drop(stage.armed()?);
+    let probers = stage.probe(100)?;
+    let mut steps = 0;
+    while kill_after(steps, OPENS)? {
+        let mut node = Node::open(Options::default())?;
+        both_are_injected(&mut node).with_context(|| format!("killed after {steps} steps"))?;
+        drop(node);
+        one_generation_is_left(others).with_context(|| format!("killed after {steps} steps"))?;
+        steps += 1;
+    }
+    note(format!("{steps} steps"));
+    ensure!(steps > 2 * HOOKS, "only {steps} steps: what was traced?");
+    let mut node = Node::open(Options::default())?;
+    stage.judge(&mut node, probers)?;
+    node.purge()?;
+    nothing_is_pinned()
+}
+
+vm_test!(the_first_start_may_die_at_any_step, limit = 500);
+fn the_first_start_may_die_at_any_step() -> Result<()> {
+    let others = programs();
+    let mut steps = 0;
+    while kill_after(steps, OPENS)? {
+        let opened = Node::open(Options::default());
+        opened
+            .with_context(|| format!("killed after {steps} steps"))?
+            .purge()?;
+        nothing_is_pinned()?;
+        eventually("no program is left", PATIENCE, || {
+            ensure!(programs() == others, "{} programs", programs() - others);
+            Ok(())
+        })
+        .with_context(|| format!("killed after {steps} steps"))?;
+        steps += 1;
+    }
+    note(format!("{steps} steps"));
+    Node::open(Options::default())?.purge()?;
+    nothing_is_pinned()
+}
+
+vm_test!(an_agent_with_another_layout_is_replaced_whole, limit = 60);
+fn an_agent_with_another_layout_is_replaced_whole() -> Result<()> {
+    let others = programs();
+    let stage = Stage::new()?;
+    let before = stage.pair.a.devices()?;
+    drop(stage.armed()?);
+    // Layouts differ in nothing but the name here: what counts is that they are not read.
+    let root = Path::new(BPFFS).join("faultline");
+    fs::rename(maps::directory(Path::new(BPFFS)), root.join("abi1"))?;
+    let mut halted = MapData::from_pin(root.join("abi1/CONTROL"))
+        .and_then(|data| Array::<_, u32>::try_from(Map::Array(data)))?;
+    halted.set(control::HALTED, 1, 0)?;
+    drop(halted);
+
+    let mut node = Node::open(Options::default())?;
+    ensure!(node.observed(None).is_empty(), "{:?}", node.observed(None));
+    let left: Vec<_> = maps::other_layouts(Path::new(BPFFS));
+    ensure!(left.is_empty(), "still pinned: {left:?}");
+    ensure!(stage.pair.a.devices()? == before, "the detour is left");
+    let mut maps = Pinned::open(Path::new(BPFFS))?;
+    ensure!(maps.halted()?, "the halt was lifted");
+    maps.set_control(control::HALTED, 0)?;
+    drop(maps);
+    let probers = stage.probe(100)?;
+    std::thread::sleep(Duration::from_secs(1));
+    for prober in probers {
+        let probes = prober.stop()?;
+        ensure!(
+            probes.answered() == probes.len(),
+            "an old program acts: {probes:?}"
+        );
+    }
+    // Its client is there still.
+    node.set_desired(owner(), stage.faults());
+    node.reconcile();
+    both_are_injected(&mut node)?;
+    node.purge()?;
+    nothing_is_pinned()?;
+    eventually("no program is left", PATIENCE, || {
+        ensure!(programs() == others, "{} programs", programs() - others);
+        Ok(())
+    })
+}
