@@ -1,6 +1,8 @@
 //! What holds for every fault, whatever it does: one file of tests per promise.
 
+mod cycles;
 mod deadline;
+mod lost;
 mod packets;
 mod peers;
 mod together;
