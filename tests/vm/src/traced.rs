@@ -4,7 +4,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -36,22 +36,36 @@ fn is_step(call: u64, argument: u64) -> bool {
         || of_files.iter().any(|&file| call == file as u64)
 }
 
-/// Runs the runner in this role and kills it as it is about to take the step after the first
-/// `steps`. Whether it was killed: it may end before that.
+/// How many steps a role takes from its beginning to its end.
 ///
 /// # Errors
-/// It could not be started or traced, or it failed by itself.
-pub(crate) fn kill_after(steps: usize, role: &str) -> Result<bool> {
+/// It could not be started or traced, or it failed.
+pub(crate) fn steps(role: &str) -> Result<usize> {
+    traced(role, None)
+}
+
+/// Runs the runner in this role and kills it as it is about to take this step; the first is 0.
+///
+/// # Errors
+/// It could not be started or traced, or it ended before.
+pub(crate) fn kill_before(step: usize, role: &str) -> Result<()> {
+    let taken = traced(role, Some(step))?;
+    ensure!(taken == step, "role {role} ended after {taken} steps");
+    Ok(())
+}
+
+fn traced(role: &str, end: Option<usize>) -> Result<usize> {
     // A tracer is a thread; one of its own waits for no children of the test.
     std::thread::scope(|scope| {
-        let traced = scope.spawn(|| trace(steps, role));
-        traced
+        let thread = scope.spawn(|| trace(role, end));
+        thread
             .join()
             .unwrap_or_else(|_| Err(anyhow::anyhow!("the tracer panicked")))
     })
 }
 
-fn trace(steps: usize, role: &str) -> Result<bool> {
+/// Steps that it took until it ended, or was killed.
+fn trace(role: &str, end: Option<usize>) -> Result<usize> {
     let mut command = Command::new("/proc/self/exe");
     command.args(["role", role, "null"]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -72,12 +86,12 @@ fn trace(steps: usize, role: &str) -> Result<bool> {
     loop {
         let (thread, signal) = match waitpid(Pid::from_raw(-1), any)? {
             WaitStatus::Exited(pid, code) if pid == main => {
-                anyhow::ensure!(code == 0, "role {role} failed: see above");
-                return Ok(killed);
+                ensure!(code == 0, "role {role} failed: see above");
+                return Ok(taken);
             }
             WaitStatus::Signaled(pid, signal, _) if pid == main => {
-                anyhow::ensure!(killed, "role {role} was ended by {signal}");
-                return Ok(killed);
+                ensure!(killed, "role {role} was ended by {signal}");
+                return Ok(taken);
             }
             WaitStatus::PtraceSyscall(pid) => {
                 if let Ok(registers) = ptrace::getregs(pid)
@@ -85,7 +99,7 @@ fn trace(steps: usize, role: &str) -> Result<bool> {
                     && registers.rax.cast_signed() == -i64::from(libc::ENOSYS)
                     && is_step(registers.orig_rax, registers.rdi)
                 {
-                    if taken == steps {
+                    if end == Some(taken) {
                         killed = true;
                         kill(main, Signal::SIGKILL)?;
                         continue;
