@@ -1,7 +1,7 @@
 //! `CONTROL`: words of a node that each program reads before anything else.
 
-/// Index into `CONTROL`: number of rules in `RULES`. Zero ends every program at once, so that an
-/// idle node pays one array look-up per packet.
+/// Index into `CONTROL`: number of rules in `RULES`. Zero ends every network program at once, so
+/// that an idle node pays one array look-up per packet.
 pub const ARMED: u32 = 0;
 
 /// Index into `CONTROL`: not zero after `chaos-agent panic`. No rule acts, whatever `RULES` says,
@@ -15,6 +15,10 @@ pub const EPOCH: u32 = 2;
 
 /// Length of a program array: the generation that acts, and one that comes or goes.
 pub const GENERATIONS: u32 = 2;
+
+/// Index into `CONTROL`: number of rules in `CLOCK_RULES`; what [`ARMED`] is to packets, this is to
+/// system calls that read a clock.
+pub const CLOCKS: u32 = 3;
 
 /// Length of `CONTROL`.
 pub const WORDS: u32 = 8;

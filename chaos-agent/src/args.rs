@@ -154,7 +154,7 @@ pub enum MapsCommand {
 /// Arguments of `apply`.
 #[derive(Debug, ClapArgs)]
 pub struct ApplyArgs {
-    /// A NetworkChaos in YAML or JSON, the same that `kubectl apply -f` takes; `-` is standard
+    /// A NetworkChaos or TimeChaos in YAML or JSON, the same that `kubectl apply -f` takes; `-` is standard
     /// input. Its selectors mean nothing here and may be left out.
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,

@@ -7,7 +7,9 @@
 mod allocate;
 mod arm;
 mod armed;
+mod clocks;
 mod devices;
+mod load;
 mod peers;
 mod rules;
 
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapError;
 use chaos_abi::control;
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{Rule, RuleRef, Target};
+use chaos_abi::network::{RuleRef, Target};
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 use chaos_planner::observed::Counts;
 
@@ -29,13 +31,25 @@ pub use self::peers::PeerEntries;
 use self::allocate::Ids;
 use self::arm::open_inside;
 use self::devices::Devices;
+use self::load::Load;
 use self::rules::{lives, retain};
 use crate::kernel::maps::{MapsError, Pinned, TargetKind, directory, other_layouts, was_halted};
 use crate::kernel::netns;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
+use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::tc_egress::{Device, TcEgress};
 use crate::target::{Finder, Resolved, TargetError};
+
+/// The mechanisms that work on this node.
+pub struct Programs {
+    /// For partitions.
+    pub cgroup_drop: Option<CgroupDrop>,
+    /// For clocks.
+    pub clock_shift: Option<ClockShift>,
+    /// For everything else that is done to packets.
+    pub tc_egress: Option<TcEgress>,
+}
 
 /// Owner of everything that this node changes.
 pub struct Executor {
@@ -43,6 +57,7 @@ pub struct Executor {
     finder: Finder,
     root_netns: u64,
     cgroup_drop: Option<CgroupDrop>,
+    clock_shift: Option<ClockShift>,
     devices: Devices,
     ids: Ids,
 }
@@ -54,11 +69,15 @@ impl Executor {
         maps: Pinned,
         finder: Finder,
         proc_root: PathBuf,
-        cgroup_drop: Option<CgroupDrop>,
-        tc_egress: Option<TcEgress>,
+        programs: Programs,
         devices: Vec<Device>,
         budget: u32,
     ) -> Self {
+        let Programs {
+            cgroup_drop,
+            clock_shift,
+            tc_egress,
+        } = programs;
         let root_netns = netns::inode(&proc_root.join("1/ns/net")).unwrap_or(0);
         let devices = Devices::new(tc_egress, proc_root, devices, budget);
         let ids = Ids::default();
@@ -67,6 +86,7 @@ impl Executor {
             finder,
             root_netns,
             cgroup_drop,
+            clock_shift,
             devices,
             ids,
         }
@@ -86,11 +106,12 @@ impl Executor {
                 generation: rule.generation,
             };
             self.maps
-                .rule(rule.id)
-                .is_ok_and(|found| found.generation == rule.generation)
+                .generation(rule.mechanism.into(), rule.id)
+                .is_ok_and(|found| found == rule.generation)
                 && target.is_ok_and(|t| t.is_some_and(|t| t.rules.contains(&reference)))
         });
         if held {
+            self.look_at_clocks(armed);
             self.ids.take(lives(armed), armed.peer_set);
         }
         held
@@ -139,7 +160,7 @@ impl Executor {
     pub fn sweep(&mut self, keep: &[&Armed]) -> Result<usize, MapError> {
         let rules: Vec<_> = keep.iter().flat_map(|armed| &armed.rules).collect();
         let mut swept = 0;
-        for kind in [TargetKind::Cgroup, TargetKind::Device] {
+        for kind in [TargetKind::Cgroup, TargetKind::Device, TargetKind::Clock] {
             for (key, mut target) in self.maps.targets(kind)? {
                 let known = |r: &RuleRef| {
                     rules.iter().any(|rule| {
@@ -152,10 +173,22 @@ impl Executor {
                 }
             }
         }
-        for (id, _) in self.maps.rules()? {
-            if !rules.iter().any(|rule| rule.id == id) {
-                swept += 1;
-                self.maps.set_rule(id, Rule::default())?;
+        let network = self.maps.rules()?.into_iter().map(|(id, _)| id);
+        let clock = self.maps.clock_rules()?.into_iter().map(|(id, _)| id);
+        let families = [
+            (TargetKind::Cgroup, network.collect::<Vec<_>>()),
+            (TargetKind::Clock, clock.collect()),
+        ];
+        for (kind, ids) in families {
+            let clock = kind == TargetKind::Clock;
+            for id in ids {
+                let known = rules.iter().any(|rule| {
+                    rule.id == id && (rule.mechanism == MechanismName::ClockShift) == clock
+                });
+                if !known {
+                    swept += 1;
+                    self.maps.free_rule(kind, id)?;
+                }
             }
         }
         let sets: BTreeSet<u32> = keep.iter().map(|armed| armed.peer_set).collect();
@@ -187,10 +220,11 @@ impl Executor {
             {
                 self.put_target(kind, rule.key, target)?;
             }
-            if self.maps.rule(rule.id)?.generation == rule.generation {
-                self.maps.set_rule(rule.id, Rule::default())?;
+            if self.maps.generation(kind, rule.id)? == rule.generation {
+                self.maps.free_rule(kind, rule.id)?;
             }
         }
+        self.restore_clocks(armed)?;
         entries(armed).leave(&PeerEntries::default(), &mut self.maps)?;
         self.ids.give_back(lives(armed));
         Ok(())
@@ -229,7 +263,7 @@ impl Executor {
     /// What the kernel answers.
     pub fn traces(&self, armed: &Armed) -> Result<Option<&'static str>, MapError> {
         for rule in &armed.rules {
-            if self.maps.rule(rule.id)?.generation == rule.generation {
+            if self.maps.generation(rule.mechanism.into(), rule.id)? == rule.generation {
                 return Ok(Some("a rule"));
             }
             let target = self
@@ -244,6 +278,9 @@ impl Executor {
             }
             if rule.mechanism == MechanismName::TcEgress && self.devices.is_draining(rule.key) {
                 return Ok(Some("packets on the way"));
+            }
+            if self.clocks_remain(rule)? {
+                return Ok(Some("changed bytes in the vDSO of a program"));
             }
         }
         if armed.peer_set != 0 {
@@ -266,10 +303,9 @@ impl Executor {
     /// What the kernel answers.
     pub fn renew(&mut self, armed: &mut Armed, deadline_ns: u64) -> Result<(), MapError> {
         for rule in &armed.rules {
-            let mut found = self.maps.rule(rule.id)?;
-            if found.generation == rule.generation {
-                found.deadline_ns = deadline_ns;
-                self.maps.set_rule(rule.id, found)?;
+            let kind = rule.mechanism.into();
+            if self.maps.generation(kind, rule.id)? == rule.generation {
+                self.maps.set_deadline(kind, rule.id, deadline_ns)?;
             }
         }
         armed.deadline_ns = deadline_ns;
@@ -285,7 +321,10 @@ impl Executor {
         let before = std::mem::replace(&mut armed.fault, fault.clone());
         let new = entries(armed);
         let result = old.enter(&new, &mut self.maps).and_then(|()| {
-            let Effect::Network(effect) = &armed.fault.effect;
+            // Only those of packets have peers.
+            let Effect::Network(effect) = &armed.fault.effect else {
+                return Ok(());
+            };
             // Networks may be the first, or the last.
             for rule in &armed.rules {
                 let mut held = self.maps.rule(rule.id)?;
@@ -339,13 +378,7 @@ impl Executor {
     /// # Errors
     /// [`TargetError`]
     pub fn find(&self, target: &TargetRef) -> Result<Resolved, TargetError> {
-        match target {
-            TargetRef::Pod {
-                uid, container_ids, ..
-            } => self.finder.find_pod(uid, container_ids),
-            TargetRef::Cgroup(path) => self.finder.find_cgroup(path),
-            TargetRef::Pid(pid) => self.finder.find_pid(*pid),
-        }
+        find(&self.finder, target)
     }
 
     /// Devices that are attached to, for the journal.
@@ -359,7 +392,9 @@ impl Executor {
     /// The first failure; the rest is tried all the same.
     pub fn detach_all(&mut self) -> Result<(), MechanismError> {
         let devices = self.devices.detach_all(&mut self.maps);
-        devices.and(self.cgroup_drop.as_mut().map_or(Ok(()), CgroupDrop::detach))
+        let drop = self.cgroup_drop.as_mut().map_or(Ok(()), CgroupDrop::detach);
+        let clocks = self.clock_shift.as_mut().map_or(Ok(()), ClockShift::detach);
+        devices.and(drop).and(clocks)
     }
 
     /// The target's entry as it is, or as it begins.
@@ -376,31 +411,11 @@ impl Executor {
 
     /// A device's entry stays, without rules, for packets that are still in its detour.
     fn put_target(&mut self, kind: TargetKind, key: u64, target: Target) -> Result<(), MapError> {
-        if kind == TargetKind::Cgroup && target.rules[0].generation == 0 {
+        if kind != TargetKind::Device && target.rules[0].generation == 0 {
             self.maps.remove_target(kind, key)
         } else {
             self.maps.set_target(kind, key, target)
         }
-    }
-
-    fn tell_armed(&mut self, load: &Load) -> Result<(), MapError> {
-        self.maps.set_control(control::ARMED, load.rules)
-    }
-
-    fn tell_depths(&mut self, load: &Load) -> Result<(), ArmError> {
-        use chaos_abi::network::MAX_DEPTHS;
-        let limit = MAX_DEPTHS as usize;
-        if load.depths.len() > limit {
-            return Err(ArmError::Full {
-                what: "different depths of target cgroups",
-                limit,
-            });
-        }
-        let depths = load.depths.iter().copied().chain(std::iter::repeat(0));
-        for (index, depth) in (0..MAX_DEPTHS).zip(depths) {
-            self.maps.set_depth(index, depth)?;
-        }
-        Ok(())
     }
 }
 
@@ -416,28 +431,22 @@ pub fn counts(counters: &Counters) -> Counts {
     }
 }
 
-/// What all faults together mean for the words that every program reads.
-#[derive(Default)]
-struct Load {
-    rules: u32,
-    depths: BTreeSet<u32>,
-}
-
-impl Load {
-    fn of<'a>(all: impl Iterator<Item = &'a Armed>) -> Self {
-        let mut load = Self::default();
-        all.for_each(|armed| load.add(armed));
-        load
-    }
-
-    fn add(&mut self, armed: &Armed) {
-        self.rules = self.rules.saturating_add(armed.rules.len() as u32);
-        self.depths.insert(armed.place.depth);
-    }
-}
-
 /// What the maps hold of a fault's peers.
 fn entries(armed: &Armed) -> PeerEntries {
-    let Effect::Network(effect) = &armed.fault.effect;
-    PeerEntries::of(armed.peer_set, effect.peers.as_deref().unwrap_or_default())
+    let peers = match &armed.fault.effect {
+        Effect::Network(effect) => effect.peers.as_deref(),
+        Effect::Clock(_) => None,
+    };
+    PeerEntries::of(armed.peer_set, peers.unwrap_or_default())
+}
+
+fn find(finder: &Finder, target: &TargetRef) -> Result<Resolved, TargetError> {
+    match target {
+        TargetRef::Pod {
+            uid, container_ids, ..
+        } => finder.find_pod(uid, container_ids),
+        TargetRef::Container { pod_uid, id } => finder.find_pod_container(pod_uid, id),
+        TargetRef::Cgroup(path) => finder.find_cgroup(path),
+        TargetRef::Pid(pid) => finder.find_pid(*pid),
+    }
 }

@@ -1,6 +1,7 @@
 //! Everything that talks to the kernel: BPF objects and their pinned maps, network namespaces,
 //! netlink, clocks. No decisions: these are in chaos-planner, and when to act is in `node.rs`.
 
+pub mod btf;
 pub mod clock;
 pub mod generation;
 pub mod maps;

@@ -4,12 +4,15 @@
 
 mod canary;
 pub mod cgroup_drop;
+pub mod clock_shift;
 pub mod tc_egress;
 
 use std::io;
+use std::path::Path;
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
+use aya::programs::links::PinnedLink;
 
 use crate::kernel::generation::GenerationError;
 use crate::kernel::netlink::Refused;
@@ -80,5 +83,22 @@ pub(crate) fn program(what: &'static str) -> impl FnOnce(ProgramError) -> Mechan
     move |source| MechanismError::Program {
         what,
         source: Box::new(source),
+    }
+}
+
+/// Detaches what is pinned there; absent is success.
+pub(crate) fn unpin(pin: &Path) -> Result<(), MechanismError> {
+    match PinnedLink::from_pin(pin) {
+        Ok(link) => {
+            // The descriptor is the last reference: dropping it detaches the program.
+            link.unpin()
+                .map_err(io_error(format!("unpin {}", pin.display())))?;
+            Ok(())
+        }
+        Err(_) if !pin.exists() => Ok(()),
+        Err(error) => Err(MechanismError::Io {
+            what: format!("open the pinned link {}", pin.display()),
+            source: io::Error::other(error),
+        }),
     }
 }

@@ -188,6 +188,23 @@ impl Finder {
         self.resolve(pod_cgroup, containers)
     }
 
+    /// One container of the pod with this uid, alone: its cgroup is what is found.
+    ///
+    /// # Errors
+    /// [`TargetError::Gone`] also when only the container has no cgroup; else as [`Self::find_pod`].
+    pub fn find_pod_container(&self, uid: &str, id: &str) -> Result<Resolved, TargetError> {
+        let pod = self.find_pod(uid, &[id.to_owned()])?;
+        let container = pod
+            .containers
+            .into_iter()
+            .next()
+            .ok_or_else(|| TargetError::Gone {
+                what: format!("container {id} of pod {uid}"),
+                root: self.cgroup_root.clone(),
+            })?;
+        self.resolve(container.cgroup.clone(), vec![container])
+    }
+
     /// This cgroup: an absolute path below the cgroup2 mount (`/system.slice/app.service`), with or
     /// without the mount point in front.
     ///

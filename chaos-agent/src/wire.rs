@@ -14,6 +14,7 @@ use chaos_proto::agent as proto;
 
 use crate::target;
 
+mod clock;
 mod network;
 
 /// The longest time that a deadline lies ahead: what is asked beyond it lasts that long.
@@ -182,12 +183,21 @@ pub fn message(fault: &Fault) -> proto::Fault {
             container_ids: container_ids.clone(),
             host_network: *host_network,
         }),
+        TargetRef::Container { pod_uid, id } => {
+            proto::target::Target::Container(proto::ContainerTarget {
+                pod_uid: pod_uid.clone(),
+                container_id: id.clone(),
+            })
+        }
         TargetRef::Cgroup(path) => {
             proto::target::Target::CgroupPath(path.to_string_lossy().into_owned())
         }
         TargetRef::Pid(pid) => proto::target::Target::Pid(*pid),
     };
-    let Effect::Network(effect) = &fault.effect;
+    let effect = match &fault.effect {
+        Effect::Network(effect) => proto::fault::Effect::Network(network::message(effect)),
+        Effect::Clock(effect) => proto::fault::Effect::Clock(clock::message(effect)),
+    };
     proto::Fault {
         id: fault.id.clone(),
         kind: fault.kind.clone(),
@@ -210,7 +220,7 @@ pub fn message(fault: &Fault) -> proto::Fault {
             every: fault.sample.every,
             seed: fault.sample.seed,
         }),
-        effect: Some(proto::fault::Effect::Network(network::message(effect))),
+        effect: Some(effect),
     }
 }
 
@@ -249,6 +259,7 @@ fn fault(message: proto::Fault, origin: Origin) -> Result<Fault, String> {
             Some(proto::fault::Effect::Network(effect)) => {
                 Effect::Network(network::effect(effect)?)
             }
+            Some(proto::fault::Effect::Clock(effect)) => Effect::Clock(clock::effect(effect)?),
             None => return Err(newer("effect", &message.kind)),
         },
         id: message.id,
@@ -264,19 +275,18 @@ fn target(message: Option<proto::Target>, origin: Origin) -> Result<TargetRef, S
     match message.and_then(|message| message.target) {
         None => Err(newer("target", &"none")),
         Some(Target::Pod(pod)) => {
-            for id in std::iter::once(&pod.uid).chain(&pod.container_ids) {
-                if !target::is_id(id) {
-                    return Err(format!(
-                        "target.pod: {}: must be letters, digits and `-`, at most 128; send the \
-                         uid and the container ids without the runtime's scheme",
-                        shown(id)
-                    ));
-                }
-            }
+            ids("pod", std::iter::once(&pod.uid).chain(&pod.container_ids))?;
             Ok(TargetRef::Pod {
                 uid: pod.uid,
                 container_ids: pod.container_ids,
                 host_network: pod.host_network,
+            })
+        }
+        Some(Target::Container(container)) => {
+            ids("container", [&container.pod_uid, &container.container_id])?;
+            Ok(TargetRef::Container {
+                pod_uid: container.pod_uid,
+                id: container.container_id,
             })
         }
         Some(Target::CgroupPath(path)) if origin == Origin::Local => {
@@ -293,6 +303,17 @@ fn target(message: Option<proto::Target>, origin: Origin) -> Result<TargetRef, S
         )),
         Some(Target::Pid(pid)) => Err(format!(
             "target.pid: {pid}: is only accepted on the node's own socket; name a pod"
+        )),
+    }
+}
+
+fn ids<'a>(field: &str, ids: impl IntoIterator<Item = &'a String>) -> Result<(), String> {
+    match ids.into_iter().find(|id| !target::is_id(id)) {
+        None => Ok(()),
+        Some(id) => Err(format!(
+            "target.{field}: {}: must be letters, digits and `-`, at most 128; send the uid and \
+             the container ids without the runtime's scheme",
+            shown(id)
         )),
     }
 }

@@ -11,17 +11,21 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::v1alpha1::NetworkChaos;
+use crate::v1alpha1::{NetworkChaos, TimeChaos};
 
 mod network;
 mod shared;
+mod time;
 
 /// Every CRD of this project, in a stable order.
 ///
 /// They carry texts for `kubectl explain` and so are best applied with `--server-side`.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![finish(NetworkChaos::crd(), network::add_rules)]
+    vec![
+        finish(NetworkChaos::crd(), network::add_rules),
+        finish(TimeChaos::crd(), time::add_rules),
+    ]
 }
 
 /// The schema of the only version of a CRD that [`crds`] returned.

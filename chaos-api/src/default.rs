@@ -6,7 +6,8 @@
 
 use kube::ResourceExt;
 
-use crate::v1alpha1::{Direction, NetworkChaos, NetworkChaosSpec, PodSelector};
+use crate::clock::DEFAULT_CLOCK;
+use crate::v1alpha1::{Direction, NetworkChaos, NetworkChaosSpec, PodSelector, TimeChaos};
 
 /// Fills in what a NetworkChaos leaves out: the namespaces of its selectors, the direction,
 /// jitter and correlations; cuts what follows an `@` off the device.
@@ -42,6 +43,15 @@ pub fn network_chaos_spec(spec: &mut NetworkChaosSpec, namespace: &str) {
     }
     if let Some(corrupt) = &mut spec.corrupt {
         fill(&mut corrupt.correlation, "0");
+    }
+}
+
+/// Fills in what a TimeChaos leaves out: the namespaces of its selector, the clock.
+pub fn time_chaos(chaos: &mut TimeChaos) {
+    let namespace = chaos.namespace().unwrap_or_default();
+    pod_selector(&mut chaos.spec.source, &namespace);
+    if chaos.spec.clock_ids.is_empty() {
+        chaos.spec.clock_ids.push(DEFAULT_CLOCK.to_owned());
     }
 }
 

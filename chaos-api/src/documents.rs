@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use crate::crd;
-use crate::v1alpha1::NetworkChaos;
+use crate::v1alpha1::{Lifecycle, NetworkChaos, PodSelector, TimeChaos};
 use crate::validate::{self, FieldError, NOT_SET};
 use tree::{Kind, Node};
 
@@ -24,7 +25,7 @@ pub const MAX_BYTES: usize = 3 * 1024 * 1024;
 const API_VERSION: &str = "chaos-mesh.org/v1alpha1";
 
 /// Kinds of Chaos Mesh that are not built yet.
-const OTHER_KINDS: [&str; 15] = [
+const OTHER_KINDS: [&str; 14] = [
     "AWSChaos",
     "AzureChaos",
     "BlockChaos",
@@ -38,9 +39,76 @@ const OTHER_KINDS: [&str; 15] = [
     "PodChaos",
     "Schedule",
     "StressChaos",
-    "TimeChaos",
     "Workflow",
 ];
+
+/// An experiment that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Document {
+    /// `kind: NetworkChaos`
+    Network(Box<NetworkChaos>),
+    /// `kind: TimeChaos`
+    Time(Box<TimeChaos>),
+}
+
+impl Document {
+    /// Kinds that can be read.
+    pub const KINDS: [&'static str; 2] = ["NetworkChaos", "TimeChaos"];
+
+    fn from_value(kind: &str, value: Value) -> serde_json::Result<Self> {
+        match kind {
+            "TimeChaos" => serde_json::from_value(value).map(|chaos| Self::Time(Box::new(chaos))),
+            _ => serde_json::from_value(value).map(|chaos| Self::Network(Box::new(chaos))),
+        }
+    }
+
+    fn problems(&self) -> Vec<FieldError> {
+        match self {
+            Self::Network(chaos) => {
+                let mut problems = validate::validate(chaos);
+                problems.extend(validate::unsupported(chaos));
+                problems
+            }
+            Self::Time(chaos) => validate::time_chaos(chaos),
+        }
+    }
+
+    /// Its `kind`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Network(_) => Self::KINDS[0],
+            Self::Time(_) => Self::KINDS[1],
+        }
+    }
+
+    /// Its metadata.
+    #[must_use]
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Network(chaos) => &chaos.metadata,
+            Self::Time(chaos) => &chaos.metadata,
+        }
+    }
+
+    /// Whom it selects.
+    #[must_use]
+    pub fn source(&self) -> &PodSelector {
+        match self {
+            Self::Network(chaos) => &chaos.spec.source,
+            Self::Time(chaos) => &chaos.spec.source,
+        }
+    }
+
+    /// When it runs.
+    #[must_use]
+    pub fn lifecycle(&self) -> &Lifecycle {
+        match self {
+            Self::Network(chaos) => &chaos.spec.lifecycle,
+            Self::Time(chaos) => &chaos.spec.lifecycle,
+        }
+    }
+}
 
 /// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +174,7 @@ impl std::error::Error for DocumentErrors {}
 ///
 /// # Errors
 /// Everything that is wrong; a text without any document is, too.
-pub fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+pub fn parse(text: &str) -> Result<Vec<Document>, DocumentErrors> {
     parse_with(text, |_| {}, &|_| Vec::new())
 }
 
@@ -118,16 +186,16 @@ pub fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
 /// As [`parse`].
 pub fn parse_for_host(
     text: &str,
-    check: &dyn Fn(&NetworkChaos) -> Vec<FieldError>,
-) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+    check: &dyn Fn(&Document) -> Vec<FieldError>,
+) -> Result<Vec<Document>, DocumentErrors> {
     parse_with(text, fill_selector, check)
 }
 
 fn parse_with(
     text: &str,
     prepare: fn(&mut Node),
-    check: &dyn Fn(&NetworkChaos) -> Vec<FieldError>,
-) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+    check: &dyn Fn(&Document) -> Vec<FieldError>,
+) -> Result<Vec<Document>, DocumentErrors> {
     let syntax = |line, what| {
         DocumentErrors(vec![DocumentError {
             line,
@@ -190,8 +258,8 @@ fn fill_selector(root: &mut Node) {
 
 fn read(
     root: &Node,
-    check: &dyn Fn(&NetworkChaos) -> Vec<FieldError>,
-) -> Result<NetworkChaos, Vec<DocumentError>> {
+    check: &dyn Fn(&Document) -> Vec<FieldError>,
+) -> Result<Document, Vec<DocumentError>> {
     let mut lines = Lines::default();
     lines.collect(root, "");
     let located = |errors: Vec<FieldError>| {
@@ -205,17 +273,19 @@ fn read(
         errors.sort_by_key(|error| error.line);
         errors
     };
-    check_kind(root).map_err(|error| located(vec![error]))?;
+    let kind = check_kind(root).map_err(|error| located(vec![error]))?;
     let mut errors = Vec::new();
     for crd in crd::crds() {
-        if let Some(schema) = crd::schema(&crd) {
+        if crd.spec.names.kind == kind
+            && let Some(schema) = crd::schema(&crd)
+        {
             schema::check_object(root, schema, &mut errors);
         }
     }
     if !errors.is_empty() {
         return Err(located(errors));
     }
-    let chaos: NetworkChaos = serde_json::from_value(root.without_status()).map_err(|error| {
+    let chaos = Document::from_value(kind, root.without_status()).map_err(|error| {
         // The schema lets nothing past that the type cannot hold, so this is not expected.
         let problem = Problem::Syntax(error.to_string());
         vec![DocumentError {
@@ -223,11 +293,8 @@ fn read(
             problem,
         }]
     })?;
-    let errors: Vec<_> = validate::validate(&chaos)
-        .into_iter()
-        .chain(validate::unsupported(&chaos))
-        .chain(check(&chaos))
-        .collect();
+    let mut errors = chaos.problems();
+    errors.extend(check(&chaos));
     if errors.is_empty() {
         Ok(chaos)
     } else {
@@ -236,7 +303,7 @@ fn read(
 }
 
 /// Before anything else: is this an object of ours?
-fn check_kind(root: &Node) -> Result<(), FieldError> {
+fn check_kind(root: &Node) -> Result<&'static str, FieldError> {
     let error = |field: &str, value: String, rule: String, advice: String| FieldError {
         field: field.to_owned(),
         value,
@@ -248,7 +315,7 @@ fn check_kind(root: &Node) -> Result<(), FieldError> {
             .map_or_else(|| NOT_SET.to_owned(), Node::shown)
     };
     let kind = shown("kind");
-    if kind != "NetworkChaos" {
+    let Some(known) = Document::KINDS.into_iter().find(|known| *known == kind) else {
         let rule = if OTHER_KINDS.contains(&kind.as_str()) {
             format!("kind {kind} is not built yet")
         } else {
@@ -258,16 +325,16 @@ fn check_kind(root: &Node) -> Result<(), FieldError> {
             "kind",
             kind,
             rule,
-            "set kind to NetworkChaos".to_owned(),
+            format!("set kind to {}", Document::KINDS.join(" or ")),
         ));
-    }
+    };
     let version = shown("apiVersion");
     if version != API_VERSION {
-        let rule = format!("NetworkChaos is of {API_VERSION}");
+        let rule = format!("{known} is of {API_VERSION}");
         let advice = format!("set apiVersion to {API_VERSION}");
         return Err(error("apiVersion", version, rule, advice));
     }
-    Ok(())
+    Ok(known)
 }
 
 /// The line of every field, by its path.

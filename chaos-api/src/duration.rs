@@ -113,6 +113,12 @@ pub fn format(duration: SignedDuration) -> String {
     }
 }
 
+/// The same of nanoseconds.
+#[must_use]
+pub fn format_nanos(nanos: i64) -> String {
+    format(SignedDuration::from_nanos(nanos))
+}
+
 /// One number with its unit, in nanoseconds, and what follows it.
 fn parse_part(text: &str) -> Result<(u64, &str), DurationError> {
     let whole_len = digits(text);

@@ -4,6 +4,7 @@
 //! What is *done* with an experiment lives in the operator and the agent.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod crd;
 pub mod cron;
 pub mod default;

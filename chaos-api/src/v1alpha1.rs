@@ -19,6 +19,7 @@ pub use status::{
     ChaosStatus, Condition, DesiredPhase, ExperimentStatus, FaultlineStatus, Record, RecordDetail,
     RecordEvent, RecordEventType, RecordOperation, RecordPhase, SummaryPhase,
 };
+pub use timechaos::{TimeChaos, TimeChaosSpec, TimeChaosStatus};
 
 pub mod faultline;
 pub mod lifecycle;
@@ -26,6 +27,7 @@ pub mod names;
 pub mod networkchaos;
 pub mod selector;
 pub mod status;
+pub mod timechaos;
 
 /// What the operator needs to know of an experiment whatever its kind.
 pub trait Experiment: Resource<DynamicType = ()> {
@@ -35,6 +37,12 @@ pub trait Experiment: Resource<DynamicType = ()> {
     /// Its pod selectors with the `selectorKey` that their records carry: `.` for the sources,
     /// `.Target` for the other side.
     fn selectors(&self) -> Vec<(&'static str, &PodSelector)>;
+
+    /// For kinds whose records are containers: which ones of each pod, by name; none means the first.
+    /// `None` for kinds whose records are pods.
+    fn container_names(&self) -> Option<&[String]> {
+        None
+    }
 
     /// The shared part of its status; `None` before the first write.
     fn chaos_status(&self) -> Option<&ChaosStatus>;

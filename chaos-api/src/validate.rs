@@ -8,15 +8,19 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::v1alpha1::NetworkChaos;
+use crate::v1alpha1::{NetworkChaos, TimeChaos};
 
 mod lifecycle;
 mod network;
 mod selector;
+mod time;
 mod unsupported;
 
 pub use network::MAX_LATENCY;
-pub use unsupported::{Gap, NETWORK_GAPS};
+pub(crate) use time::{
+    CONTAINER_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, OFFSET_ADVICE, clock_advice,
+};
+pub use unsupported::{GAPS, Gap, TIME_GAPS};
 
 /// The value shown for a field that is not set.
 pub const NOT_SET: &str = "not set";
@@ -82,7 +86,19 @@ pub fn validate(chaos: &NetworkChaos) -> Vec<FieldError> {
 #[must_use]
 pub fn unsupported(chaos: &NetworkChaos) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    unsupported::check(&chaos.spec, "spec", &mut errors);
+    unsupported::check(GAPS, &chaos.spec.lifecycle, "spec", &mut errors);
+    errors.0
+}
+
+/// Rules that a TimeChaos breaks, and what it asks for that this version does not have; empty if
+/// there is neither.
+#[must_use]
+pub fn time_chaos(chaos: &TimeChaos) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    time::check(&chaos.spec, "spec", &mut errors);
+    for gaps in [GAPS, TIME_GAPS] {
+        unsupported::check(gaps, &chaos.spec.lifecycle, "spec", &mut errors);
+    }
     errors.0
 }
 

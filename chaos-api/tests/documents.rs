@@ -1,6 +1,6 @@
 //! Files as people write them, and what they are told.
 
-use chaos_api::documents::{self, parse};
+use chaos_api::documents::{self, Document, DocumentErrors};
 use chaos_api::v1alpha1::{NetworkChaos, PodSelector};
 use chaos_api::validate::FieldError;
 use proptest::prelude::*;
@@ -19,6 +19,19 @@ spec:
     latency: 100ms
   duration: 30s
 ";
+
+/// A file with nothing but NetworkChaos.
+fn parse(text: &str) -> Result<Vec<NetworkChaos>, DocumentErrors> {
+    Ok(networks(documents::parse(text)?))
+}
+
+fn networks(documents: Vec<Document>) -> Vec<NetworkChaos> {
+    let network = |document| match document {
+        Document::Network(chaos) => *chaos,
+        Document::Time(chaos) => panic!("a TimeChaos: {chaos:?}"),
+    };
+    documents.into_iter().map(network).collect()
+}
 
 /// What a file named `delay.yaml` with this text would be told.
 fn told(text: &str) -> Vec<String> {
@@ -190,7 +203,7 @@ fn every_error_names_its_line_its_field_and_what_to_do() {
             "kind: NetworkChaos",
             "kind: IOChaos",
             &[
-                "delay.yaml:2: kind: IOChaos: kind IOChaos is not built yet; set kind to NetworkChaos",
+                "delay.yaml:2: kind: IOChaos: kind IOChaos is not built yet; set kind to NetworkChaos or TimeChaos",
             ],
         ),
         (
@@ -280,12 +293,15 @@ fn a_host_needs_no_selector_and_has_rules_of_its_own() {
     let text = "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata: {name: x}\n\
                 spec:\n  action: partition\n  device: eth7\n";
     assert!(parse(text).is_err(), "a cluster needs them");
-    let parsed = documents::parse_for_host(text, &|_| Vec::new()).unwrap();
+    let parsed = networks(documents::parse_for_host(text, &|_| Vec::new()).unwrap());
     assert_eq!(parsed[0].spec.source, PodSelector::default());
-    let refuse = |chaos: &NetworkChaos| {
+    let refuse = |document: &Document| {
         vec![FieldError {
             field: "spec.device".to_owned(),
-            value: chaos.spec.device.clone().unwrap_or_default(),
+            value: match document {
+                Document::Network(chaos) => chaos.spec.device.clone().unwrap_or_default(),
+                Document::Time(_) => String::new(),
+            },
             rule: "no such device".to_owned(),
             advice: "name another".to_owned(),
         }]
@@ -299,5 +315,24 @@ fn a_host_needs_no_selector_and_has_rules_of_its_own() {
     assert!(
         documents::parse_for_host(&typo, &|_| Vec::new()).is_err(),
         "just as strict"
+    );
+}
+
+#[test]
+fn each_kind_is_read_by_its_own_schema() {
+    let time = "apiVersion: chaos-mesh.org/v1alpha1\nkind: TimeChaos\nmetadata: {name: late}\n\
+                spec:\n  mode: all\n  selector: {}\n  timeOffset: -5m\n";
+    let found = documents::parse(&format!("{time}---\n{DELAY}")).unwrap();
+    let kinds: Vec<_> = found.iter().map(Document::kind).collect();
+    assert_eq!(kinds, ["TimeChaos", "NetworkChaos"]);
+    assert_eq!(
+        told(&time.replace("timeOffset: -5m", "timeOffset: 0s\n  action: delay")),
+        ["delay.yaml:8: spec.action: delay: there is no such field; remove it"]
+    );
+    assert_eq!(
+        told(&time.replace("-5m", "0s")),
+        [
+            "delay.yaml:7: spec.timeOffset: 0s: an offset of 0 changes no clock; write it like 5m, -1h30m or 250us"
+        ]
     );
 }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use chaos_api::v1alpha1::NetworkChaos;
+use chaos_api::v1alpha1::{NetworkChaos, TimeChaos};
+use chaos_api::validate::FieldError;
 use chaos_api::{crd, default, validate};
 use serde_json::{Value, json};
 
@@ -27,8 +28,16 @@ fn seen() -> bool {
     true
 }
 
-/// The cases of a file with their whole objects.
+/// Tables of each kind: a kind's directory in `data/`.
+const KINDS: [(&str, &str); 2] = [("NetworkChaos", "network"), ("TimeChaos", "time")];
+
+/// The cases of a file of all kinds, with their whole objects.
 fn cases(file: &str) -> Vec<(Case, Value)> {
+    let of = |(kind, directory)| cases_of(kind, &format!("{directory}/{file}"));
+    KINDS.into_iter().flat_map(of).collect()
+}
+
+fn cases_of(kind: &str, file: &str) -> Vec<(Case, Value)> {
     let path = format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).expect("the table can be read");
     let table: Table = serde_norway::from_str(&text).expect("the table has this form");
@@ -38,7 +47,7 @@ fn cases(file: &str) -> Vec<(Case, Value)> {
         spec.extend(case.spec.clone());
         let object = json!({
             "apiVersion": "chaos-mesh.org/v1alpha1",
-            "kind": "NetworkChaos",
+            "kind": kind,
             "metadata": { "name": "web", "namespace": "chaos-testing" },
             "spec": spec,
         });
@@ -48,15 +57,27 @@ fn cases(file: &str) -> Vec<(Case, Value)> {
 }
 
 fn refusals(object: &Value) -> Vec<String> {
-    let chaos: NetworkChaos =
-        serde_json::from_value(object.clone()).expect("the case is a NetworkChaos");
+    if object["kind"] == "TimeChaos" {
+        return verdict::<TimeChaos>(object, default::time_chaos, validate::time_chaos);
+    }
+    verdict::<NetworkChaos>(object, default::network_chaos, |chaos| {
+        let mut errors = validate::validate(chaos);
+        errors.extend(validate::unsupported(chaos));
+        errors
+    })
+}
+
+fn verdict<K: Clone + serde::de::DeserializeOwned>(
+    object: &Value,
+    fill_in: fn(&mut K),
+    check: fn(&K) -> Vec<FieldError>,
+) -> Vec<String> {
+    let chaos: K = serde_json::from_value(object.clone()).expect("the case is of its kind");
     let mut defaulted = chaos.clone();
-    default::network_chaos(&mut defaulted);
-    let errors = |chaos: &NetworkChaos| {
-        let all = validate::validate(chaos)
-            .into_iter()
-            .chain(validate::unsupported(chaos));
-        all.map(|error| error.to_string()).collect::<Vec<_>>()
+    fill_in(&mut defaulted);
+    let errors = |chaos: &K| {
+        let errors = check(chaos);
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(
         errors(&chaos),
@@ -67,8 +88,11 @@ fn refusals(object: &Value) -> Vec<String> {
 }
 
 fn cel_refusals(object: &Value, old: Option<&Value>) -> Vec<String> {
-    let crds = crd::crds();
-    let schema = crd::schema(&crds[0]).expect("one version with a schema");
+    let crd = crd::crds()
+        .into_iter()
+        .find(|crd| object["kind"] == crd.spec.names.kind);
+    let crd = crd.expect("there is a CRD of this kind");
+    let schema = crd::schema(&crd).expect("one version with a schema");
     let schema = serde_json::to_value(schema).expect("a schema is JSON");
     match kube::core::cel::Validator::new().validate(&schema, object, old) {
         Ok(()) => Vec::new(),
@@ -119,7 +143,7 @@ fn a_spec_that_changes_is_refused_and_one_that_stays_is_not() {
 #[test]
 fn values_beyond_an_events_length_are_cut() {
     let spec = json!({ "action": "partition", "mode": "fixed", "value": "é".repeat(2000), "selector": {} });
-    let object = json!({ "apiVersion": "", "kind": "", "metadata": {}, "spec": spec });
+    let object = json!({ "apiVersion": "", "kind": "NetworkChaos", "metadata": {}, "spec": spec });
     let [refusal] = refusals(&object).try_into().unwrap();
     assert!(
         refusal.starts_with("spec.value: é") && refusal.chars().count() < 300,

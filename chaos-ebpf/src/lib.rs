@@ -35,10 +35,16 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(MAX_RULES, 0);
 #[map]
 static STATE: Array<State> = Array::pinned(MAX_RULES, 0);
 
-/// Whether any rule of the node may act.
+/// Whether any network rule of the node may act.
 #[inline(always)]
 pub fn armed() -> bool {
-    control(control::ARMED) != 0 && control(control::HALTED) == 0
+    is_on(control::ARMED)
+}
+
+/// Whether any rule that this word of `CONTROL` counts may act.
+#[inline(always)]
+pub fn is_on(rules: u32) -> bool {
+    control(rules) != 0 && control(control::HALTED) == 0
 }
 
 #[inline(always)]

@@ -10,13 +10,16 @@ use std::time::Duration;
 use chaos_api::v1alpha1::{InjectionMode, Lifecycle};
 use chaos_api::{duration, percent};
 use chaos_proto::agent::target::Target as TargetKind;
-use chaos_proto::agent::{Fault, Mode, PodTarget, Sample, Target};
+use chaos_proto::agent::{ContainerTarget, Fault, Mode, PodTarget, Sample, Target};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::cluster::{Cluster, container_ids, is_completed, is_host_network, pod_ips, pod_node};
+use crate::cluster::{
+    Cluster, container_id, container_ids, is_completed, is_host_network, pod_ips, pod_node,
+};
 use crate::names::Names;
 
 pub mod network;
+pub mod time;
 
 /// What an assignment follows from.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +84,30 @@ fn live_pod<'a>(id: &str, cluster: &'a Cluster) -> Result<(&'a Arc<Pod>, &'a str
     Ok((pod, node))
 }
 
+/// The container of a record `<namespace>/<pod>/<container>`, if it can have a fault now.
+fn live_container(id: &str, pod: &Pod) -> Result<Target, Share> {
+    let name = id.rsplit('/').next().unwrap_or_default();
+    let container_id =
+        container_id(pod, name).ok_or(Share::Waiting("the container has not been started yet"))?;
+    Ok(Target {
+        target: Some(TargetKind::Container(ContainerTarget {
+            pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+            container_id,
+        })),
+    })
+}
+
+/// All of a pod.
+fn whole(pod: &Pod) -> Target {
+    Target {
+        target: Some(TargetKind::Pod(PodTarget {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            container_ids: container_ids(pod),
+            host_network: is_host_network(pod),
+        })),
+    }
+}
+
 /// The parts of a fault that do not depend on the kind.
 fn fault(
     kind: &str,
@@ -88,7 +115,7 @@ fn fault(
     request: &Request<'_>,
     selector_key: &str,
     id: &str,
-    pod: &Pod,
+    target: Target,
 ) -> Fault {
     let faultline = lifecycle.faultline.clone().unwrap_or_default();
     let sample = faultline.sample.map(|sample| Sample {
@@ -109,13 +136,7 @@ fn fault(
         namespace: request.namespace.to_owned(),
         name: request.name.to_owned(),
         record: id.to_owned(),
-        target: Some(Target {
-            target: Some(TargetKind::Pod(PodTarget {
-                uid: pod.metadata.uid.clone().unwrap_or_default(),
-                container_ids: container_ids(pod),
-                host_network: is_host_network(pod),
-            })),
-        }),
+        target: Some(target),
         remaining_ms: None,
         orphan_ms: faultline.orphan_timeout.as_deref().and_then(millis),
         mode: mode.into(),

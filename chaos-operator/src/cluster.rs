@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Node, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
@@ -147,6 +147,7 @@ fn slim(pod: Pod) -> Pod {
             restart_policy: spec.restart_policy,
             scheduler_name: spec.scheduler_name,
             service_account_name: spec.service_account_name,
+            containers: spec.containers.into_iter().map(slim_container).collect(),
             ..PodSpec::default()
         }),
         status: status.map(|status| PodStatus {
@@ -157,12 +158,20 @@ fn slim(pod: Pod) -> Pod {
             container_statuses: status.container_statuses.map(|containers| {
                 let slim = |container: ContainerStatus| ContainerStatus {
                     container_id: container.container_id,
+                    name: container.name,
                     ..ContainerStatus::default()
                 };
                 containers.into_iter().map(slim).collect()
             }),
             ..PodStatus::default()
         }),
+    }
+}
+
+fn slim_container(container: Container) -> Container {
+    Container {
+        name: container.name,
+        ..Container::default()
     }
 }
 
@@ -227,11 +236,34 @@ pub fn container_ids(pod: &Pod) -> Vec<String> {
         .container_statuses
         .iter()
         .flatten()
-        .filter_map(|container| container.container_id.as_deref())
-        .map(|id| id.split_once("://").map_or(id, |(_, id)| id))
-        .filter(|id| !id.is_empty())
-        .map(str::to_owned)
+        .filter_map(|container| bare(container.container_id.as_deref()?))
         .collect()
+}
+
+/// `containerd://<id>` without the scheme; `None` for a container that has no id yet.
+fn bare(id: &str) -> Option<String> {
+    let id = id.split_once("://").map_or(id, |(_, id)| id);
+    (!id.is_empty()).then(|| id.to_owned())
+}
+
+/// Those of its containers that have one of these names, without init containers, in the order of
+/// its spec; no name at all means the first.
+pub fn containers<'a>(pod: &'a Pod, names: &[String]) -> Vec<&'a str> {
+    let all = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut all = all.map(|container| container.name.as_str());
+    if names.is_empty() {
+        return all.next().into_iter().collect();
+    }
+    all.filter(|name| names.iter().any(|asked| asked == name))
+        .collect()
+}
+
+/// The id of its container of this name, without the runtime's scheme; `None` before it has one.
+#[must_use]
+pub fn container_id(pod: &Pod, name: &str) -> Option<String> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let status = statuses.iter().find(|status| status.name == name)?;
+    bare(status.container_id.as_deref()?)
 }
 
 #[cfg(test)]
@@ -279,5 +311,21 @@ mod tests {
         let ips: Vec<String> = pod_ips(&pod).iter().map(ToString::to_string).collect();
         assert_eq!(ips, ["10.0.0.7", "fd00::7"]);
         assert_eq!(container_ids(&pod), ["c-web-0"]);
+    }
+
+    #[test]
+    fn containers_are_found_by_name_and_the_first_without_one() {
+        let mut cluster = Cluster::default();
+        cluster.put_pod(pod("shop/web-0").container("sidecar", "").build());
+        let pod = cluster.pod("shop", "web-0").expect("just put");
+        let named = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
+            containers(pod, &names)
+        };
+        assert_eq!(named(&[]), ["app"]);
+        assert_eq!(named(&["sidecar", "app", "none"]), ["app", "sidecar"]);
+        assert_eq!(named(&["none"]), [""; 0]);
+        assert_eq!(container_id(pod, "app").as_deref(), Some("c-web-0"));
+        assert_eq!(container_id(pod, "sidecar"), None);
     }
 }

@@ -219,6 +219,7 @@ fn choose<K: Kind>(
     let choice = Choice {
         uid: &uid,
         selectors: &selectors,
+        containers: object.container_names(),
         seed,
         round: window.round_number(),
         cluster: around.cluster,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use chaos_api::v1alpha1::NetworkChaos;
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, PodIP, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, Node, Pod, PodIP, PodSpec, PodStatus,
+};
 use kube::ResourceExt;
 
 use crate::cluster::Cluster;
@@ -26,6 +28,10 @@ pub(crate) fn pod(id: &str) -> PodBuilder {
     pod.metadata.uid = Some(format!("uid-{name}"));
     pod.spec = Some(PodSpec {
         node_name: Some("n1".into()),
+        containers: vec![Container {
+            name: "app".into(),
+            ..Container::default()
+        }],
         ..PodSpec::default()
     });
     pod.status = Some(PodStatus {
@@ -58,6 +64,23 @@ impl PodBuilder {
 
     pub(crate) fn uid(mut self, uid: &str) -> Self {
         self.0.metadata.uid = Some(uid.into());
+        self
+    }
+
+    /// One more container, with this id of the runtime.
+    pub(crate) fn container(mut self, name: &str, id: &str) -> Self {
+        let spec = self.0.spec.get_or_insert_default();
+        spec.containers.push(Container {
+            name: name.into(),
+            ..Container::default()
+        });
+        let status = self.0.status.get_or_insert_default();
+        let statuses = status.container_statuses.get_or_insert_default();
+        statuses.push(ContainerStatus {
+            container_id: Some(format!("containerd://{id}")),
+            name: name.into(),
+            ..ContainerStatus::default()
+        });
         self
     }
 
@@ -132,17 +155,21 @@ pub(crate) fn cluster(pods: impl IntoIterator<Item = PodBuilder>) -> Cluster {
 
 /// `shop/web` with this spec, defaulted.
 pub(crate) fn network_chaos(spec: &str) -> NetworkChaos {
+    experiment(spec)
+}
+
+/// The same of any kind.
+pub(crate) fn experiment<K: Kind>(spec: &str) -> K {
     let spec: serde_norway::Value = serde_norway::from_str(spec).expect("the test's spec is YAML");
     let object = serde_json::json!({
         "apiVersion": "chaos-mesh.org/v1alpha1",
-        "kind": "NetworkChaos",
+        "kind": K::NAME,
         "metadata": {
             "name": "web", "namespace": "shop", "uid": UID, "creationTimestamp": CREATED,
         },
         "spec": spec,
     });
-    let mut chaos: NetworkChaos =
-        serde_json::from_value(object).expect("the test's spec is a NetworkChaosSpec");
+    let mut chaos: K = serde_json::from_value(object).expect("the test's spec is one of its kind");
     chaos.apply_defaults();
     chaos
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use chaos_api::v1alpha1::{Experiment, NetworkChaos};
+use chaos_api::v1alpha1::{Experiment, NetworkChaos, TimeChaos};
 use chaos_api::validate::{self, FieldError};
 use kube::Resource;
 use kube::core::NamespaceResourceScope;
@@ -58,5 +58,25 @@ impl Kind for NetworkChaos {
 
     fn assign(&self, request: &Request<'_>) -> Vec<Assigned> {
         assign::network::assign(self, request)
+    }
+}
+
+impl Kind for TimeChaos {
+    const NAME: &'static str = "TimeChaos";
+
+    fn apply_defaults(&mut self) {
+        chaos_api::default::time_chaos(self);
+    }
+
+    fn problems(&self) -> Vec<FieldError> {
+        validate::time_chaos(self)
+    }
+
+    fn host_names(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    fn assign(&self, request: &Request<'_>) -> Vec<Assigned> {
+        assign::time::assign(self, request)
     }
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use chaos_api::v1alpha1::names::SELECTOR_KEY_SOURCE;
 use chaos_api::v1alpha1::{Mode, PodSelector};
+use k8s_openapi::api::core::v1::Pod;
 
-use crate::cluster::{Cluster, is_completed, pod_id};
+use crate::cluster::{Cluster, containers, is_completed, pod_id};
 use crate::draw::Draw;
 use crate::kept::{Kept, KeptRecord};
 use crate::selector::select;
@@ -17,6 +18,8 @@ pub struct Choice<'a> {
     pub uid: &'a str,
     /// Its selectors, sources first.
     pub selectors: &'a [(&'static str, &'a PodSelector)],
+    /// See [`chaos_api::v1alpha1::Experiment::container_names`].
+    pub containers: Option<&'a [String]>,
     /// Seed of the draws.
     pub seed: u64,
     /// Round of a legacy scheduler; 0 without one.
@@ -35,8 +38,9 @@ impl Choice<'_> {
         let mut records: Vec<KeptRecord> = Vec::new();
         for (key, selector) in self.selectors {
             let field = field(key);
-            let pods =
+            let mut pods =
                 select(&selector.selector, field, self.cluster).map_err(|e| e.to_string())?;
+            pods.retain(|pod| !self.records_of(pod).is_empty());
             let eligible: Vec<String> = pods.iter().map(|pod| pod_id(pod)).collect();
             // The chosen sources, and pods on their way out: only if there is nobody else.
             let mut avoid: BTreeSet<String> =
@@ -53,13 +57,13 @@ impl Choice<'_> {
             };
             let taken = draw.take(selector, &eligible, &avoid);
             if taken.is_empty() {
-                return Err(nobody(field, selector, eligible.len()));
+                return Err(self.nobody(field, selector, eligible.len()));
             }
-            records.extend(
-                taken
-                    .iter()
-                    .map(|id| KeptRecord::new(self.uid, self.round, key, id)),
-            );
+            let taken = taken
+                .iter()
+                .filter_map(|id| self.cluster.pod_of_record(id))
+                .flat_map(|pod| self.records_of(pod));
+            records.extend(taken.map(|id| KeptRecord::new(self.uid, self.round, key, &id)));
         }
         Ok(records)
     }
@@ -89,7 +93,7 @@ impl Choice<'_> {
                 .filter(|record| record.selector_key == *key)
                 .map(|record| record.id.clone())
                 .collect();
-            let joining = pods.iter().map(|pod| pod_id(pod));
+            let joining = pods.iter().flat_map(|pod| self.records_of(pod));
             kept.records.extend(
                 joining
                     .filter(|id| !known.contains(id))
@@ -100,6 +104,31 @@ impl Choice<'_> {
             .sort_by(|a, b| (&a.selector_key, &a.id).cmp(&(&b.selector_key, &b.id)));
         left
     }
+
+    /// Ids of the records of a pod: its own, or those of its containers that are meant.
+    fn records_of(&self, pod: &Pod) -> Vec<String> {
+        let id = pod_id(pod);
+        match self.containers {
+            None => vec![id],
+            Some(names) => containers(pod, names)
+                .into_iter()
+                .map(|container| format!("{id}/{container}"))
+                .collect(),
+        }
+    }
+
+    fn nobody(&self, field: &str, selector: &PodSelector, eligible: usize) -> String {
+        if eligible > 0 {
+            let mode = selector.mode.as_str();
+            return format!("{field}: mode {mode} took none of the {eligible} pods that match");
+        }
+        let namespaces = selector.selector.namespaces.join(", ");
+        let containers = match self.containers {
+            Some(names) if !names.is_empty() => format!("; containers: {}", names.join(", ")),
+            _ => String::new(),
+        };
+        format!("{field}: no pod matches (namespaces: {namespaces}{containers}); waiting for one")
+    }
 }
 
 fn field(key: &str) -> &'static str {
@@ -107,15 +136,5 @@ fn field(key: &str) -> &'static str {
         "spec.selector"
     } else {
         "spec.target.selector"
-    }
-}
-
-fn nobody(field: &str, selector: &PodSelector, eligible: usize) -> String {
-    if eligible == 0 {
-        let namespaces = selector.selector.namespaces.join(", ");
-        format!("{field}: no pod matches (namespaces: {namespaces}); waiting for one")
-    } else {
-        let mode = selector.mode.as_str();
-        format!("{field}: mode {mode} took none of the {eligible} pods that match")
     }
 }

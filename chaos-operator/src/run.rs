@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use anyhow::Context as _;
-use chaos_api::v1alpha1::NetworkChaos;
+use chaos_api::v1alpha1::{NetworkChaos, TimeChaos};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -64,7 +64,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         None => hostname()?,
     };
     let metrics = Arc::new(Metrics::default());
-    let agents = Agents::new(&[NetworkChaos::NAME], Timestamp::now());
+    let agents = Agents::new(&[NetworkChaos::NAME, TimeChaos::NAME], Timestamp::now());
     let (standing, _) = watch::channel(Standing::Starting);
     let (synced, _) = watch::channel(false);
     let listener = TcpListener::bind(args.metrics)
@@ -127,9 +127,12 @@ async fn lead(
         tls,
     );
     let cluster = Arc::new(RwLock::new(Cluster::default()));
-    let (networks, writer) = Experiments::<NetworkChaos>::new();
-    let concerned: Arc<dyn Concerned> = Arc::<Experiments<NetworkChaos>>::clone(&networks);
-    let everybody: Everybody = Arc::new([concerned]);
+    let (networks, network_writer) = Experiments::<NetworkChaos>::new();
+    let (times, time_writer) = Experiments::<TimeChaos>::new();
+    let everybody: Everybody = Arc::new([
+        Arc::<Experiments<NetworkChaos>>::clone(&networks) as Arc<dyn Concerned>,
+        Arc::<Experiments<TimeChaos>>::clone(&times) as Arc<dyn Concerned>,
+    ]);
     let context = Context {
         client: client.clone(),
         cluster: Arc::clone(&cluster),
@@ -157,11 +160,12 @@ async fn lead(
         let _ = tokio::join!(pods_ready, nodes_ready, namespaces_ready);
         synced.send_replace(true);
         tracing::info!("pods and nodes are listed");
-        networks.run(context, writer).await;
+        let networks = networks.run(context.clone(), network_writer);
+        tokio::join!(networks, times.run(context, time_writer));
     };
     tokio::select! {
         () = discovery => anyhow::bail!("the watch of the agents' EndpointSlices has ended"),
-        () = stores => anyhow::bail!("the watch of NetworkChaos has ended"),
+        () = stores => anyhow::bail!("the watches of the experiments have ended"),
     }
 }
 

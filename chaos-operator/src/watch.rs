@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
+use chaos_api::v1alpha1::Record;
 use chaos_api::v1alpha1::names::{ANNOTATION_INJECT, INJECT_ENABLED};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -134,7 +135,11 @@ impl<K: Kind> Concerned for Experiments<K> {
                 .chaos_status()
                 .map(|status| status.experiment.container_records.as_slice())
                 .unwrap_or_default();
-            if is_eligible || records.iter().any(|record| record.id == id) {
+            let is_of_pod = |record: &Record| {
+                let rest = record.id.strip_prefix(&id);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            if is_eligible || records.iter().any(is_of_pod) {
                 self.wake(object.meta().uid.as_ref());
             }
         }

@@ -11,17 +11,20 @@ pub enum Mechanism {
     CgroupDrop,
     /// tc on the target's device: loss, and delay by our own detour device with fq.
     TcEgress,
+    /// The time that a system call returns is moved; no vDSO for programs of the target.
+    ClockShift,
 }
 
 impl Mechanism {
     /// All of them, in the order of `doctor`.
-    pub const ALL: [Self; 2] = [Self::CgroupDrop, Self::TcEgress];
+    pub const ALL: [Self; 3] = [Self::CgroupDrop, Self::TcEgress, Self::ClockShift];
 
     /// The stem: file name, label of metrics, word in status.
     pub const fn name(self) -> &'static str {
         match self {
             Self::CgroupDrop => "cgroup_drop",
             Self::TcEgress => "tc_egress",
+            Self::ClockShift => "clock_shift",
         }
     }
 }

@@ -34,8 +34,13 @@ pub fn choose(
     target: &TargetRef,
     capabilities: &Capabilities,
 ) -> Result<Vec<Mechanism>, Unsupported> {
-    let Effect::Network(network) = effect;
-    let wanted = network_mechanisms(network, target)?;
+    let wanted = match effect {
+        Effect::Network(network) => network_mechanisms(network, target)?,
+        Effect::Clock(clock) => match clock.refusal() {
+            Some(why) => return Err(Unsupported::Effect(why)),
+            None => vec![("clock skew", Mechanism::ClockShift)],
+        },
+    };
     for &(fault, mechanism) in &wanted {
         if let Some(reason) = capabilities.lacks(mechanism) {
             return Err(Unsupported::Lacks {
@@ -118,6 +123,7 @@ mod tests {
 
     use super::*;
     use crate::capabilities::Capability;
+    use crate::clock::ClockEffect;
     use crate::fault::{Bandwidth, Chance, Delay};
 
     fn node(lacking: &[Mechanism]) -> Capabilities {
@@ -276,6 +282,31 @@ mod tests {
                 &node(&[Mechanism::TcEgress]),
             );
             let text = refusal.expect_err("must be refused").to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_clock_is_shifted_or_the_reason_told() {
+        let hour = ClockEffect {
+            offset_ns: 3_600_000_000_000,
+            clocks: 1,
+        };
+        let of = |clock, lacking: &[_]| choose(&Effect::Clock(clock), &pod(true), &node(lacking));
+        assert_eq!(of(hour, &[]), Ok(vec![Mechanism::ClockShift]));
+        for (clock, lacking, expected) in [
+            (hour, &[Mechanism::ClockShift][..], "cannot do clock skew"),
+            (ClockEffect { clocks: 0, ..hour }, &[], "no clock is named"),
+            (
+                ClockEffect {
+                    offset_ns: 0,
+                    ..hour
+                },
+                &[],
+                "an offset of 0",
+            ),
+        ] {
+            let text = of(clock, lacking).expect_err("must be refused").to_string();
             assert!(text.contains(expected), "{text}");
         }
     }

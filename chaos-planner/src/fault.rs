@@ -8,6 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::ClockEffect;
+
 /// Unique and stable for one record of one experiment's round.
 pub type FaultId = String;
 
@@ -47,6 +49,13 @@ pub enum TargetRef {
         container_ids: Vec<String>,
         /// It shares the node's network namespace.
         host_network: bool,
+    },
+    /// One container of a pod of this node.
+    Container {
+        /// `metadata.uid` of the pod.
+        pod_uid: String,
+        /// Its id without the runtime's scheme.
+        id: String,
     },
     /// A cgroup of this host: absolute path below the cgroup2 mount.
     Cgroup(PathBuf),
@@ -94,6 +103,8 @@ pub struct Sample {
 pub enum Effect {
     /// To packets.
     Network(NetworkEffect),
+    /// To clocks.
+    Clock(ClockEffect),
 }
 
 /// What is done to packets.

@@ -4,6 +4,7 @@
 
 pub mod capabilities;
 pub mod choose;
+pub mod clock;
 pub mod fault;
 pub mod observed;
 pub mod plan;

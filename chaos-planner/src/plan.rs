@@ -128,8 +128,10 @@ pub fn diff(
 /// How long a lease on this fault is: no packet waits past it, so it is at least twice the longest
 /// wait.
 pub fn lease(fault: &Fault) -> Duration {
-    let Effect::Network(network) = &fault.effect;
-    LEASE.max(network.longest_wait(MAX_DELAY).saturating_mul(2))
+    match &fault.effect {
+        Effect::Network(network) => LEASE.max(network.longest_wait(MAX_DELAY).saturating_mul(2)),
+        Effect::Clock(_) => LEASE,
+    }
 }
 
 fn renewal_is_due(until: Until, held_ns: u64, new_ns: u64) -> bool {
@@ -149,11 +151,12 @@ fn renewal_is_due(until: Until, held_ns: u64, new_ns: u64) -> bool {
 /// Lifetimes are compared by [`Until`], which knows when they began.
 fn same_but_for_peers(a: &Fault, b: &Fault) -> bool {
     let plain = |fault: &Fault| {
-        let Effect::Network(network) = &fault.effect;
-        let mut network = network.clone();
-        // All peers and some peers differ in the rule itself, not only in the set.
-        network.peers = network.peers.map(|_| Vec::new());
-        (fault.target.clone(), fault.mode, fault.sample, network)
+        let mut effect = fault.effect.clone();
+        if let Effect::Network(network) = &mut effect {
+            // All peers and some peers differ in the rule itself, not only in the set.
+            network.peers = network.peers.take().map(|_| Vec::new());
+        }
+        (fault.target.clone(), fault.mode, fault.sample, effect)
     };
     plain(a) == plain(b)
 }
@@ -197,7 +200,9 @@ mod tests {
     }
 
     fn peers(mut fault: Fault, peers: Option<Vec<IpAddr>>) -> Fault {
-        let Effect::Network(network) = &mut fault.effect;
+        let Effect::Network(network) = &mut fault.effect else {
+            unreachable!("made above")
+        };
         network.peers = peers.map(|peers| peers.into_iter().map(Peer::from).collect());
         fault
     }

@@ -10,8 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use chaos_api::documents::{self, MAX_BYTES};
-use chaos_api::v1alpha1::NetworkChaos;
+use chaos_api::documents::{self, Document, MAX_BYTES};
 use chaos_planner::fault::{Fault, Lifetime, TargetRef};
 use chaos_planner::observed::{Counts, Observed, Phase};
 use serde::Serialize;
@@ -278,7 +277,7 @@ impl Last {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Result<Vec<NetworkChaos>, Vec<String>>> {
+fn read(path: &Path) -> anyhow::Result<Result<Vec<Document>, Vec<String>>> {
     let mut text = String::new();
     let limit = MAX_BYTES as u64 + 1;
     let name = path.display().to_string();
@@ -305,7 +304,7 @@ fn find(context: &Context, target: &TargetArgs) -> anyhow::Result<Resolved> {
 }
 
 fn faults(
-    documents: &[NetworkChaos],
+    documents: &[Document],
     file: &Path,
     resolved: &Resolved,
     context: &Context,
@@ -328,7 +327,7 @@ fn faults(
         .iter()
         .enumerate()
         .map(|(index, chaos)| {
-            let name = chaos.metadata.name.as_deref().unwrap_or(file_stem);
+            let name = chaos.metadata().name.as_deref().unwrap_or(file_stem);
             let id = format!("local/{}.{started}/{index}/{name}", std::process::id());
             let target = TargetRef::Cgroup(cgroup.clone());
             let record = cgroup.display().to_string();
@@ -346,7 +345,7 @@ fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
 
 fn notes(
     context: &Context,
-    documents: &[NetworkChaos],
+    documents: &[Document],
     target: &TargetArgs,
     resolved: &Resolved,
 ) -> anyhow::Result<()> {
@@ -364,13 +363,17 @@ fn notes(
         .say(format!("target: {cgroup}, {processes} process{plural}"))?;
     if processes == 0 {
         output::warn("there is no process in it now; those that are started in it later are hit");
-    } else if target.container.is_none() {
+    } else if target.container.is_none() && documents.iter().any(acts_on_packets) {
         output::warn(
             "a socket belongs to the cgroup that its process was in when it was opened: what was \
              opened before its process was moved in is not hit; start what you test inside",
         );
     }
     Ok(())
+}
+
+const fn acts_on_packets(document: &Document) -> bool {
+    matches!(document, Document::Network(_))
 }
 
 fn why_not(fault: &Observed) -> String {
@@ -416,10 +419,7 @@ fn recovered_text(why: &str, left: &[String], faults: &[Observed]) -> String {
 }
 
 fn counts_text(counts: &Counts) -> String {
-    let mut text = format!(
-        "{} packets matched, {} hit",
-        counts.matched, counts.injected
-    );
+    let mut text = format!("{} matched, {} hit", counts.matched, counts.injected);
     if counts.would_inject > 0 {
         text.push_str(&format!(", {} would have been hit", counts.would_inject));
     }

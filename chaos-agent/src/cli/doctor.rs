@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chaos_planner::capabilities::{Capabilities, Capability, Mechanism};
 use chaos_planner::choose::{Unsupported, choose};
+use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Bandwidth, Chance, Delay, Effect, NetworkEffect, TargetRef};
 use chaos_proto::agent::CapabilitiesRequest;
 use serde::Serialize;
@@ -199,8 +200,16 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
         ),
     ]
     .into_iter()
+    .map(|(fault, effect)| (fault, Effect::Network(effect)))
+    .chain([(
+        "TimeChaos",
+        Effect::Clock(ClockEffect {
+            offset_ns: 1,
+            clocks: 1,
+        }),
+    )])
     .map(
-        |(fault, effect)| match choose(&Effect::Network(effect), &pod, capabilities) {
+        |(fault, effect)| match choose(&effect, &pod, capabilities) {
             Ok(mechanisms) => Rung {
                 fault,
                 supported: true,

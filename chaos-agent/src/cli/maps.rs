@@ -18,7 +18,7 @@ use crate::kernel::maps::{self, Pinned};
 use decode::Row;
 
 /// What each map is for, in the order of [`maps::NAMES`].
-const MEANING: [(&str, &str); 10] = [
+const MEANING: [(&str, &str); 13] = [
     (
         "CONTROL",
         "words that every program reads first: armed, halted, epoch",
@@ -46,6 +46,15 @@ const MEANING: [(&str, &str); 10] = [
     (
         "WAITING",
         "slot of a device -> kilobytes that wait in its detour",
+    ),
+    (
+        "CLOCK_RULES",
+        "one fault on the clocks of one target: until when, how far, which clocks",
+    ),
+    ("CLOCK_TARGETS", "cgroup id -> rules of clock_shift"),
+    (
+        "CLOCK_DEPTHS",
+        "levels below the root at which cgroups with clock rules sit",
     ),
 ];
 

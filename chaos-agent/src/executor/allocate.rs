@@ -58,12 +58,10 @@ impl Ids {
 }
 
 fn newest_generation(maps: &Pinned) -> Result<u32, MapError> {
-    Ok(maps
-        .rules()?
-        .iter()
-        .map(|(_, rule)| rule.generation)
-        .max()
-        .unwrap_or(0))
+    let (network, clock) = (maps.rules()?, maps.clock_rules()?);
+    let network = network.iter().map(|(_, rule)| rule.generation);
+    let clock = clock.iter().map(|(_, rule)| rule.generation);
+    Ok(network.chain(clock).max().unwrap_or(0))
 }
 
 /// Slots of devices in use.

@@ -10,7 +10,7 @@ use chaos_planner::capabilities::{Capabilities, Mechanism};
 use chaos_planner::choose::choose;
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 
-use super::rules::{cgroup_device, kernel_rule};
+use super::rules::{cgroup_device, clock_rule, kernel_rule};
 use super::{
     ArmError, Armed, ArmedRule, Executor, Load, MechanismName, PeerEntries, Place, entries,
 };
@@ -48,7 +48,11 @@ impl Executor {
     ) -> Result<Prepared, ArmError> {
         let mechanisms = choose(&fault.effect, &fault.target, capabilities)?;
         let found = self.find(&fault.target)?;
-        let Effect::Network(effect) = &fault.effect;
+        // A clock needs no network namespace.
+        let (network, device) = match &fault.effect {
+            Effect::Network(effect) => (true, effect.device.as_deref()),
+            Effect::Clock(_) => (false, None),
+        };
         let pod = matches!(
             fault.target,
             TargetRef::Pod {
@@ -58,7 +62,7 @@ impl Executor {
         );
         // A partition of every device needs to know none.
         let looks_inside =
-            pod || effect.device.is_some() || mechanisms.contains(&Mechanism::TcEgress);
+            network && (pod || device.is_some() || mechanisms.contains(&Mechanism::TcEgress));
         let mut inside = if looks_inside {
             open_inside(&found)?
         } else {
@@ -69,14 +73,14 @@ impl Executor {
             let (key, ifindex) = match mechanism {
                 Mechanism::CgroupDrop => (
                     found.pod_cgroup_id,
-                    cgroup_device(inside.as_mut(), effect, pod)?,
+                    cgroup_device(inside.as_mut(), device, pod)?,
                 ),
+                Mechanism::ClockShift => (found.pod_cgroup_id, 0),
                 Mechanism::TcEgress => {
                     let netlink = inside
                         .as_mut()
                         .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
-                    let (ifindex, name) =
-                        TcEgress::find_device(netlink, effect.device.as_deref(), pod)?;
+                    let (ifindex, name) = TcEgress::find_device(netlink, device, pod)?;
                     let slot = self.devices.slot(found.netns_inode, ifindex, name)?;
                     (u64::from(slot), 0)
                 }
@@ -92,10 +96,9 @@ impl Executor {
         for rule in &mut rules {
             (rule.id, rule.generation) = self.ids.rule(&self.maps)?;
         }
-        let peer_set = if effect.peers.is_some() {
-            self.ids.peer_set()
-        } else {
-            0
+        let peer_set = match &fault.effect {
+            Effect::Network(effect) if effect.peers.is_some() => self.ids.peer_set(),
+            _ => 0,
         };
         let armed = Armed {
             seed: fault
@@ -150,9 +153,10 @@ impl Executor {
         mut inside: Option<Netlink>,
         load: &Load,
     ) -> Result<(), ArmError> {
-        let Effect::Network(effect) = &armed.fault.effect;
         for rule in &armed.rules {
-            if rule.mechanism == MechanismName::TcEgress {
+            if let (MechanismName::TcEgress, Effect::Network(effect)) =
+                (rule.mechanism, &armed.fault.effect)
+            {
                 let netlink = inside
                     .as_mut()
                     .ok_or_else(|| ArmError::NoProcess(armed.fault.record.clone()))?;
@@ -165,8 +169,14 @@ impl Executor {
         self.tell_depths(load)?;
         for rule in &armed.rules {
             self.maps.reset_counters(rule.id)?;
-            self.maps
-                .set_rule(rule.id, kernel_rule(armed, rule, effect, self.root_netns))?;
+            match &armed.fault.effect {
+                Effect::Network(effect) => self
+                    .maps
+                    .set_rule(rule.id, kernel_rule(armed, rule, effect, self.root_netns))?,
+                Effect::Clock(effect) => self
+                    .maps
+                    .set_clock_rule(rule.id, clock_rule(armed, rule, effect))?,
+            }
         }
         self.tell_armed(load)?;
         for rule in &armed.rules {
@@ -187,6 +197,8 @@ impl Executor {
             };
             self.maps.set_target(kind, rule.key, target)?;
         }
+        // From here on, whoever is started has no vDSO; then those who were before.
+        self.change_clocks(armed)?;
         Ok(())
     }
 }

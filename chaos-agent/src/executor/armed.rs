@@ -68,6 +68,8 @@ pub enum MechanismName {
     CgroupDrop,
     /// [`Mechanism::TcEgress`]
     TcEgress,
+    /// [`Mechanism::ClockShift`]
+    ClockShift,
 }
 
 impl From<MechanismName> for Mechanism {
@@ -75,6 +77,7 @@ impl From<MechanismName> for Mechanism {
         match name {
             MechanismName::CgroupDrop => Self::CgroupDrop,
             MechanismName::TcEgress => Self::TcEgress,
+            MechanismName::ClockShift => Self::ClockShift,
         }
     }
 }
@@ -84,6 +87,7 @@ impl From<Mechanism> for MechanismName {
         match mechanism {
             Mechanism::CgroupDrop => Self::CgroupDrop,
             Mechanism::TcEgress => Self::TcEgress,
+            Mechanism::ClockShift => Self::ClockShift,
         }
     }
 }
@@ -93,6 +97,7 @@ impl From<MechanismName> for TargetKind {
         match name {
             MechanismName::CgroupDrop => Self::Cgroup,
             MechanismName::TcEgress => Self::Device,
+            MechanismName::ClockShift => Self::Clock,
         }
     }
 }

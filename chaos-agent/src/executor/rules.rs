@@ -1,14 +1,17 @@
 //! What the kernel is told: a rule from a fault, a target's list, a peer's key. No map is touched
 //! here.
 
+use chaos_abi::clock::ClockRule;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, threshold_ppm};
+use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Mode, NetworkEffect, TargetRef};
 
 use super::{Armed, ArmedRule, MechanismName};
 use crate::kernel::netlink::Netlink;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
+use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::tc_egress::TcEgress;
 
 /// What the kernel is told of one rule.
@@ -20,6 +23,8 @@ pub(super) fn kernel_rule(
 ) -> Rule {
     let mut made = match rule.mechanism {
         MechanismName::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
+        // Never one of a network effect: `choose` says so.
+        MechanismName::ClockShift => Rule::default(),
         MechanismName::TcEgress => {
             let mut made = TcEgress::rule(effect);
             // A pod owns its network namespace; any other target may share it.
@@ -55,6 +60,15 @@ pub(super) fn kernel_rule(
     made
 }
 
+/// The same for a rule about clocks.
+pub(super) fn clock_rule(armed: &Armed, rule: &ArmedRule, effect: &ClockEffect) -> ClockRule {
+    ClockRule {
+        generation: rule.generation,
+        deadline_ns: armed.deadline_ns,
+        ..ClockShift::rule(effect, armed.fault.mode)
+    }
+}
+
 /// Ids and generations of a fault's rules.
 pub(super) fn lives(armed: &Armed) -> impl Iterator<Item = (u32, u32)> {
     armed.rules.iter().map(|rule| (rule.id, rule.generation))
@@ -75,10 +89,10 @@ pub(super) fn retain(target: &mut Target, keep: impl Fn(&RuleRef) -> bool) -> bo
 /// `netlink` is of the target's namespace; `None`: it has none yet.
 pub(super) fn cgroup_device(
     netlink: Option<&mut Netlink>,
-    effect: &NetworkEffect,
+    device: Option<&str>,
     pod: bool,
 ) -> Result<u32, MechanismError> {
-    let name = match (&effect.device, pod) {
+    let name = match (device, pod) {
         (Some(name), _) => name,
         (None, true) => "eth0",
         (None, false) => return Ok(0),
@@ -88,7 +102,7 @@ pub(super) fn cgroup_device(
     };
     match TcEgress::link(netlink, name) {
         Ok(link) => Ok(link.index),
-        Err(_) if effect.device.is_none() => Ok(0),
+        Err(_) if device.is_none() => Ok(0),
         Err(error) => Err(error),
     }
 }

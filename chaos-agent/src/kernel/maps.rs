@@ -1,6 +1,8 @@
 //! The pinned maps, typed. The kernel is the truth: the daemon writes through these handles and
 //! the CLI reads through them, whether a daemon lives or not.
 
+mod clock;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use chaos_abi::ABI;
+use chaos_abi::clock::ClockRule;
 use chaos_abi::control;
 use chaos_abi::counters::Counters;
 use chaos_abi::network::{Net, NetKey, PeerKey, Rule, State, Target};
@@ -27,6 +30,8 @@ pub enum TargetKind {
     Cgroup,
     /// Slot of a device -> rules of `tc_egress`.
     Device,
+    /// Cgroup id -> rules of `clock_shift`.
+    Clock,
 }
 
 /// Failed to open or use the pinned maps.
@@ -84,10 +89,13 @@ pub struct Pinned {
     cgroup_targets: HashMap<MapData, u64, Plain<Target>>,
     device_targets: HashMap<MapData, u64, Plain<Target>>,
     waiting: Array<MapData, u64>,
+    clock_rules: Array<MapData, Plain<ClockRule>>,
+    clock_targets: HashMap<MapData, u64, Plain<Target>>,
+    clock_depths: Array<MapData, u32>,
 }
 
 /// Names of the maps, as they are pinned.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 13] = [
     "CONTROL",
     "RULES",
     "COUNTERS",
@@ -98,6 +106,9 @@ pub const NAMES: [&str; 10] = [
     "CGROUP_TARGETS",
     "DEVICE_TARGETS",
     "WAITING",
+    "CLOCK_RULES",
+    "CLOCK_TARGETS",
+    "CLOCK_DEPTHS",
 ];
 
 impl Pinned {
@@ -121,6 +132,9 @@ impl Pinned {
             cgroup_targets: typed(&directory, NAMES[7], Map::HashMap)?,
             device_targets: typed(&directory, NAMES[8], Map::HashMap)?,
             waiting: typed(&directory, NAMES[9], Map::Array)?,
+            clock_rules: typed(&directory, NAMES[10], Map::Array)?,
+            clock_targets: typed(&directory, NAMES[11], Map::HashMap)?,
+            clock_depths: typed(&directory, NAMES[12], Map::Array)?,
         })
     }
 
@@ -349,6 +363,7 @@ impl Pinned {
         match kind {
             TargetKind::Cgroup => &self.cgroup_targets,
             TargetKind::Device => &self.device_targets,
+            TargetKind::Clock => &self.clock_targets,
         }
     }
 
@@ -356,6 +371,7 @@ impl Pinned {
         match kind {
             TargetKind::Cgroup => &mut self.cgroup_targets,
             TargetKind::Device => &mut self.device_targets,
+            TargetKind::Clock => &mut self.clock_targets,
         }
     }
 }

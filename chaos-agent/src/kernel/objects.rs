@@ -28,26 +28,27 @@ pub enum LoadError {
 pub fn bytes(mechanism: Mechanism) -> &'static [u8] {
     match mechanism {
         Mechanism::CgroupDrop => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgroup_drop.o")),
+        Mechanism::ClockShift => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clock_shift.o")),
         Mechanism::TcEgress => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc_egress.o")),
     }
 }
 
 /// Creates or adopts the maps under `pins` and parses the programs; each program is loaded into
-/// the kernel by its mechanism. `slot` is for a program that serves one device only; 0 is the rule.
+/// the kernel by its mechanism. `globals` are the constants of the object that are filled in.
 ///
 /// # Errors
 /// [`LoadError`], with the verifier's words if it was that.
-pub fn load(mechanism: Mechanism, pins: &Path, slot: u32) -> Result<Ebpf, LoadError> {
+pub fn load(mechanism: Mechanism, pins: &Path, globals: &[(&str, u32)]) -> Result<Ebpf, LoadError> {
     let bytes = bytes(mechanism);
     if bytes.is_empty() {
         return Err(LoadError::Absent);
     }
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(pins);
-    // These programs read no kernel structures: parsing the BTF of the kernel would be in vain.
+    // No relocation: what reads kernel structures gets its offsets as globals.
     loader.btf(None);
-    if mechanism == Mechanism::TcEgress {
-        loader.override_global("SLOT", &slot, true);
+    for (name, value) in globals {
+        loader.override_global(name, value, true);
     }
     loader.load(bytes).map_err(|source| LoadError::Refused {
         object: mechanism.name(),

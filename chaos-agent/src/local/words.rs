@@ -1,10 +1,40 @@
 //! A fault in words.
 
-use chaos_planner::fault::{Effect, Fault, Mode, Peer};
+use chaos_api::clock::CLOCKS;
+use chaos_api::duration;
+use chaos_planner::clock::ClockEffect;
+use chaos_planner::fault::{Effect, Fault, Mode, NetworkEffect, Peer};
 
 /// In words, for the user: "loss 30% and delay 100ms on packets sent".
 pub fn describe(fault: &Fault) -> String {
-    let Effect::Network(network) = &fault.effect;
+    let what = match &fault.effect {
+        Effect::Network(effect) => network(effect),
+        Effect::Clock(effect) => clock(effect),
+    };
+    let observe = if fault.mode == Mode::Observe {
+        " (only counted)"
+    } else {
+        ""
+    };
+    format!("{what}{observe}")
+}
+
+/// "CLOCK_REALTIME 1h30m0s ahead".
+fn clock(effect: &ClockEffect) -> String {
+    let names: Vec<_> = CLOCKS
+        .iter()
+        .filter(|(_, id)| effect.clocks & 1 << id != 0)
+        .map(|(name, _)| *name)
+        .collect();
+    let offset = duration::format_nanos(effect.offset_ns);
+    let (off, way) = match offset.strip_prefix('-') {
+        Some(off) => (off, "behind"),
+        None => (offset.as_str(), "ahead"),
+    };
+    format!("{} {off} {way}", names.join(" and "))
+}
+
+fn network(network: &NetworkEffect) -> String {
     let mut parts = Vec::new();
     if network.drop {
         parts.push("partition".to_owned());
@@ -45,13 +75,8 @@ pub fn describe(fault: &Fault) -> String {
         None => String::new(),
         Some(peers) => format!(" to or from {}", some_of(peers)),
     };
-    let observe = if fault.mode == Mode::Observe {
-        " (only counted)"
-    } else {
-        ""
-    };
     let what = parts.join(" and ");
-    format!("{what} on packets {direction}{peers}{observe}")
+    format!("{what} on packets {direction}{peers}")
 }
 
 /// The first few, and how many more.

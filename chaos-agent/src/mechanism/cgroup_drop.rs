@@ -10,12 +10,12 @@ use aya::Ebpf;
 use aya::programs::CgroupAttachMode;
 use aya::programs::CgroupSkbAttachType;
 use aya::programs::cgroup_skb::CgroupSkb;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::FdLink;
 use chaos_abi::network::flag;
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::NetworkEffect;
 
-use super::{MechanismError, canary, io_error, program};
+use super::{MechanismError, canary, io_error, program, unpin};
 use crate::kernel::objects;
 
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
@@ -35,7 +35,7 @@ impl CgroupDrop {
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
     pub fn load(pins: &Path) -> Result<Self, MechanismError> {
-        let mut ebpf = objects::load(Mechanism::CgroupDrop, pins, 0)?;
+        let mut ebpf = objects::load(Mechanism::CgroupDrop, pins, &[])?;
         for (_, program) in ebpf.programs_mut() {
             let skb: &mut CgroupSkb = program
                 .try_into()
@@ -136,21 +136,5 @@ impl CgroupDrop {
             ifindex,
             ..Default::default()
         }
-    }
-}
-
-fn unpin(pin: &Path) -> Result<(), MechanismError> {
-    match PinnedLink::from_pin(pin) {
-        Ok(link) => {
-            // The descriptor is the last reference: dropping it detaches the program.
-            link.unpin()
-                .map_err(io_error(format!("unpin {}", pin.display())))?;
-            Ok(())
-        }
-        Err(_) if !pin.exists() => Ok(()),
-        Err(error) => Err(MechanismError::Io {
-            what: format!("open the pinned link {}", pin.display()),
-            source: io::Error::other(error),
-        }),
     }
 }

@@ -85,7 +85,7 @@ impl TcEgress {
     /// # Errors
     /// [`MechanismError`]
     pub fn load(pins: &Path, packets: u32) -> Result<Self, MechanismError> {
-        let mut ebpf = objects::load(Mechanism::TcEgress, pins, 0)?;
+        let mut ebpf = objects::load(Mechanism::TcEgress, pins, &[])?;
         for (_, program) in ebpf.programs_mut() {
             let classifier: &mut SchedClassifier =
                 program.try_into().map_err(self::program("use tc_egress"))?;

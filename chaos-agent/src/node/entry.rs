@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chaos_planner::capabilities::Mechanism;
-use chaos_planner::fault::Fault;
+use chaos_planner::fault::{Effect, Fault};
 use chaos_planner::observed::{Counts, Observed, Phase};
 use chaos_planner::plan::{Until, nanos};
 
@@ -217,12 +217,13 @@ impl Entry {
                 }
             }
         };
-        let degraded = phase == Phase::Injected && seen.counts.over_budget > 0;
-        if degraded {
-            reason = format!(
-                "{} packets were dropped because too many waited on the device already; raise the agent's --delay-budget, or act on fewer packets",
-                seen.counts.over_budget
-            );
+        let flaw = match &self.state {
+            State::Armed(armed) if phase == Phase::Injected => flaw(armed, executor, &seen.counts),
+            _ => None,
+        };
+        let degraded = flaw.is_some();
+        if let Some(flaw) = flaw {
+            reason = flaw;
         }
         if halted {
             reason = "this node was stopped by `chaos-agent panic`; `chaos-agent panic --resume` lets faults act again".into();
@@ -270,6 +271,25 @@ impl Entry {
             State::Recovering { .. } => Some(now + nanos(Duration::from_millis(20))),
             State::Ended(..) => None,
         }
+    }
+}
+
+/// Why a fault that is armed does not do all that was asked for.
+fn flaw(armed: &Armed, executor: &Executor, counts: &Counts) -> Option<String> {
+    let clock = matches!(armed.fault.effect, Effect::Clock(_));
+    match (clock, executor.clock_problem(armed)) {
+        (true, Some(problem)) => Some(format!("not every program sees another time: {problem}")),
+        (true, None) if counts.failed > 0 => Some(format!(
+            "the right time was told {} times: to a 32-bit program, or by the system call time(2), \
+             whose result cannot be changed on this kernel",
+            counts.failed
+        )),
+        (false, _) if counts.over_budget > 0 => Some(format!(
+            "{} packets were dropped because too many waited on the device already; raise the \
+             agent's --delay-budget, or act on fewer packets",
+            counts.over_budget
+        )),
+        _ => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Looks, every so often, whether armed targets are still where their faults were armed.
 
+use chaos_planner::fault::Effect;
 use chaos_planner::observed::Phase;
 use chaos_planner::plan::nanos;
 
@@ -26,7 +27,8 @@ impl Node {
                     let place = &armed.place;
                     let same = found.pod_cgroup_id == place.cgroup_id
                         // Between two containers a pod may have no process for a moment.
-                        && (found.netns.is_none()
+                        && (matches!(armed.fault.effect, Effect::Clock(_))
+                            || found.netns.is_none()
                             || found.netns_inode == place.netns_inode
                                 && (found.netns == place.netns
                                     || self.executor.is_there(armed, &found)));
@@ -34,6 +36,7 @@ impl Node {
                         if found.netns.is_some() {
                             armed.place.netns = found.netns;
                         }
+                        self.executor.look_at_clocks(armed);
                         continue;
                     }
                     Outcome::Moved

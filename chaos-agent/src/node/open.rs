@@ -14,13 +14,14 @@ use nix::sys::utsname::uname;
 
 use super::entry::Entry;
 use super::{Node, Options, Owner};
-use crate::executor::{ArmedRule, Executor};
+use crate::executor::{ArmedRule, Executor, Programs};
 use crate::journal::{self, Journal};
 use crate::kernel::generation::{Generation, GenerationError};
 use crate::kernel::maps::{self, MapsError, Pinned};
 use crate::kernel::{clock, objects};
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
+use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::tc_egress::TcEgress;
 use crate::target::{Finder, TargetError};
 
@@ -83,6 +84,7 @@ impl Node {
         let cgroup_drop = CgroupDrop::load(&pins);
         // No packet counts less than one unit of the budget.
         let tc_egress = TcEgress::load(&pins, budget.max(1));
+        let clock_shift = ClockShift::load(&pins, &options.proc_root);
         let mut maps = match Pinned::open(&options.bpffs) {
             Ok(maps) => maps,
             Err(error) => {
@@ -105,6 +107,11 @@ impl Node {
             generation.enter(mechanism.programs())?;
             Ok(mechanism)
         });
+        let clock_shift = clock_shift.and_then(|mut mechanism| {
+            mechanism.attach()?;
+            generation.enter(mechanism.programs())?;
+            Ok(mechanism)
+        });
         let capabilities = Capabilities {
             kernel: uname()
                 .map(|u| u.release().to_string_lossy().into_owned())
@@ -112,6 +119,7 @@ impl Node {
             mechanisms: vec![
                 capability(Mechanism::CgroupDrop, cgroup_drop.as_ref().err()),
                 capability(Mechanism::TcEgress, tc_egress.as_ref().err()),
+                capability(Mechanism::ClockShift, clock_shift.as_ref().err()),
             ],
         };
         generation.begin(&mut maps)?;
@@ -122,13 +130,17 @@ impl Node {
             maps,
             finder,
             options.proc_root.clone(),
-            cgroup_drop.ok(),
-            tc_egress.ok(),
+            Programs {
+                cgroup_drop: cgroup_drop.ok(),
+                clock_shift: clock_shift.ok(),
+                tc_egress: tc_egress.ok(),
+            },
             record.devices,
             budget,
         );
         executor.forget_other_layouts(&options.bpffs)?;
         let mut entries = BTreeMap::new();
+        let mut lost = Vec::new();
         for journal::Entry {
             owner,
             deadline_ns,
@@ -145,9 +157,17 @@ impl Node {
                 let id = armed.fault.id.clone();
                 tracing::info!(fault = %id, "adopted from a predecessor");
                 entries.insert(id, Entry::adopted(Owner(owner), until, armed));
+            } else {
+                lost.push(armed);
             }
         }
         let keep: Vec<_> = entries.values().filter_map(Entry::armed).collect();
+        for armed in &lost {
+            // Its rules are the sweep's; what it changed in programs is known by the journal alone.
+            if let Err(error) = executor.disarm(armed) {
+                tracing::warn!(fault = %armed.fault.id, %error, "failed to undo what a predecessor did");
+            }
+        }
         let swept = executor
             .sweep(&keep)
             .and_then(|n| executor.settle(&keep).map(|()| n));

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
+use chaos_planner::capabilities::Mechanism;
 use chaos_proto::agent::agent_client::AgentClient;
 use chaos_proto::agent::{
     CapabilitiesRequest, DesiredSet, Fault, NetworkEffect, ObservedSet, Phase, PodTarget, Target,
@@ -217,7 +218,10 @@ async fn the_operator_sends_its_set_over_mutual_tls_and_hears_what_the_kernel_ho
         .await
         .unwrap()
         .into_inner();
-    assert_eq!((reply.node.as_str(), reply.mechanisms.len()), ("node-1", 2));
+    assert_eq!(
+        (reply.node.as_str(), reply.mechanisms.len()),
+        ("node-1", Mechanism::ALL.len())
+    );
 
     let mut sync = Sync::open(channel).await;
     let set = sync

@@ -231,7 +231,9 @@ fn an_id_that_is_there_twice_is_refused_unless_both_say_the_same() {
 fn no_peer_is_not_every_peer() {
     let peers = |message| {
         let (accepted, _) = desired(vec![message], Origin::Network);
-        let Effect::Network(network) = &accepted[0].effect;
+        let Effect::Network(network) = &accepted[0].effect else {
+            panic!("{:?}", accepted[0].effect)
+        };
         network.peers.clone()
     };
     assert_eq!(peers(good()), None);

@@ -5,7 +5,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSche
 use crate::crd::shared::{self, NOT_ZERO};
 use crate::crd::{at, message, quoted, rule};
 use crate::rate::RateError;
-use crate::validate::NETWORK_GAPS;
+use crate::validate::GAPS;
 
 /// Blocks that act together, whatever the action is called; but not in a partition.
 const BLOCKS: [&str; 6] = ["delay", "loss", "duplicate", "corrupt", "rate", "bandwidth"];
@@ -39,15 +39,7 @@ pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
     delay(spec);
     latency_of(spec);
     shares(spec);
-    for gap in NETWORK_GAPS {
-        let refused = format!("!({})", gap.cel);
-        rule(
-            spec,
-            gap.field,
-            refused,
-            message(gap.cel_value, gap.rule, gap.advice),
-        );
-    }
+    shared::gaps(spec, GAPS);
 }
 
 /// The block that the action is named after must be there.

@@ -5,9 +5,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 
 use crate::crd::{at, message, rule};
+use crate::validate::Gap;
 
 /// A Go duration: signs, fractions and several parts, as `duration::parse` takes it.
-const DURATION: &str = r"^[-+]?(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+$";
+pub(super) const DURATION: &str = r"^[-+]?(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+$";
 
 /// A number as `percent::parse_ppm` takes it. Two digits of exponent keep it finite.
 const NUMBER: &str = r"^[-+]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]{1,2})?$";
@@ -218,6 +219,19 @@ fn faultline(schema: &mut JSONSchemaProps) {
             ),
         );
     });
+}
+
+/// What is not built yet, of all kinds or of one.
+pub(super) fn gaps(spec: &mut JSONSchemaProps, gaps: &[Gap]) {
+    for gap in gaps {
+        let refused = format!("!({})", gap.cel);
+        rule(
+            spec,
+            gap.field,
+            refused,
+            message(gap.cel_value, gap.rule, gap.advice),
+        );
+    }
 }
 
 /// A duration above zero, as a string.

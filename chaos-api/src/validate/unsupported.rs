@@ -4,7 +4,7 @@
 //! past the schema (a file, an object that was stored before) is refused by the Rust function.
 //! Building a feature means taking its row away.
 
-use crate::v1alpha1::NetworkChaosSpec;
+use crate::v1alpha1::Lifecycle;
 use crate::validate::Errors;
 
 /// Something of the API that is not built yet.
@@ -12,7 +12,7 @@ pub struct Gap {
     /// Path of the field below the spec.
     pub field: &'static str,
     /// What is there, if it asks for what is missing.
-    pub asked: fn(&NetworkChaosSpec) -> Option<String>,
+    pub asked: fn(&Lifecycle) -> Option<String>,
     /// The same as a CEL expression over `self`, the spec: true if it asks for what is missing.
     pub cel: &'static str,
     /// CEL expression for what is there, as text.
@@ -23,11 +23,11 @@ pub struct Gap {
     pub advice: &'static str,
 }
 
-/// All of NetworkChaos.
-pub const NETWORK_GAPS: &[Gap] = &[
+/// Of every kind.
+pub const GAPS: &[Gap] = &[
     Gap {
         field: "remoteCluster",
-        asked: |spec| not_empty(spec.lifecycle.remote_cluster.as_ref()),
+        asked: |lifecycle| not_empty(lifecycle.remote_cluster.as_ref()),
         cel: "has(self.remoteCluster) && self.remoteCluster != ''",
         cel_value: "self.remoteCluster",
         rule: "experiments in another cluster are not built yet",
@@ -35,8 +35,8 @@ pub const NETWORK_GAPS: &[Gap] = &[
     },
     Gap {
         field: "faultline.guards",
-        asked: |spec| {
-            spec.lifecycle
+        asked: |lifecycle| {
+            lifecycle
                 .faultline
                 .as_ref()?
                 .guards
@@ -50,8 +50,8 @@ pub const NETWORK_GAPS: &[Gap] = &[
     },
     Gap {
         field: "faultline.exemptProbes",
-        asked: |spec| {
-            let asked = spec.lifecycle.faultline.as_ref()?.exempt_probes?;
+        asked: |lifecycle| {
+            let asked = lifecycle.faultline.as_ref()?.exempt_probes?;
             asked.then(|| "true".to_owned())
         },
         cel: "has(self.faultline) && has(self.faultline.exemptProbes) && self.faultline.exemptProbes",
@@ -61,9 +61,22 @@ pub const NETWORK_GAPS: &[Gap] = &[
     },
 ];
 
-pub(super) fn check(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
-    for gap in NETWORK_GAPS {
-        if let Some(value) = (gap.asked)(spec) {
+/// Of TimeChaos, beside [`GAPS`].
+pub const TIME_GAPS: &[Gap] = &[Gap {
+    field: "faultline.sample",
+    asked: |lifecycle| {
+        let sample = lifecycle.faultline.as_ref()?.sample.as_ref();
+        sample.map(|_| "set".to_owned())
+    },
+    cel: "has(self.faultline) && has(self.faultline.sample)",
+    cel_value: "'set'",
+    rule: "a clock that is right in some calls and wrong in others is not built yet",
+    advice: "remove the block",
+}];
+
+pub(super) fn check(gaps: &[Gap], lifecycle: &Lifecycle, at: &str, errors: &mut Errors) {
+    for gap in gaps {
+        if let Some(value) = (gap.asked)(lifecycle) {
             errors.add(format!("{at}.{}", gap.field), value, gap.rule, gap.advice);
         }
     }

@@ -25,7 +25,7 @@ use chaos_proto::agent::fault::Effect;
 use chaos_proto::agent::{self, NetworkEffect, Peer};
 use ipnet::IpNet;
 
-use crate::assign::{Assigned, Request, Share, fault, live_pod};
+use crate::assign::{Assigned, Request, Share, fault, live_pod, whole};
 use crate::cluster::{is_completed, pod_ips};
 use crate::kind::Kind;
 use crate::names::Names;
@@ -154,7 +154,7 @@ fn share(
         request,
         selector_key,
         id,
-        pod,
+        whole(pod),
     );
     let device = if is_source {
         &chaos.spec.device

@@ -84,11 +84,8 @@ impl ControlPlane {
 
     /// As it is in the repository.
     pub(crate) fn install_crd(&self) -> Result<()> {
-        let crd = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../crds/chaos-mesh.org_networkchaos.yaml"
-        );
-        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", crd])?;
+        let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds");
+        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-k", crds])?;
         let wait = "--for=condition=Established";
         self.kubectl(&["wait", wait, "crd", "--all", "--timeout=20s"])?;
         Ok(())

@@ -11,6 +11,7 @@ use crate::fake_agent::State;
 use crate::world::{World, holds, injected, shown, word};
 
 mod away;
+mod clocks;
 mod odd;
 mod speed;
 mod time;
@@ -36,6 +37,7 @@ pub(crate) async fn run_all(world: &mut World) {
         what_a_node_cannot_have_is_said_and_deleted_at_once,
         what_fails_is_told_once_and_tried_again,
         a_partition_names_both_sides,
+        clocks::a_skew_reaches_the_first_container_of_each_pod,
         time::a_duration_ends_by_itself,
         time::pausing_recovers_and_going_on_injects_the_same_pods,
         time::rounds_draw_anew_and_wait_between,
@@ -186,7 +188,7 @@ fn peers(agent: &State, record: &str) -> Vec<String> {
     let held = held.find(|held| held.fault.record == record);
     match held.and_then(|held| held.fault.effect.clone()) {
         Some(Effect::Network(effect)) => effect.peers.into_iter().map(|peer| peer.net).collect(),
-        None => Vec::new(),
+        _ => Vec::new(),
     }
 }
 

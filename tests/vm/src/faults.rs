@@ -1,6 +1,7 @@
 //! One file of tests per fault, named as the fault's page in `docs/faults/`.
 
 mod bandwidth;
+mod clock;
 mod corrupt;
 mod delay;
 mod duplicate;

@@ -116,8 +116,8 @@ impl Kernel {
                 pins.display()
             )
         })?;
-        let cgroup_drop = objects::load(Mechanism::CgroupDrop, &pins, 0)?;
-        let mut programs = objects::load(Mechanism::TcEgress, &pins, SLOT)?;
+        let cgroup_drop = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
+        let mut programs = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
         for (_, program) in programs.programs_mut() {
             if let Program::SchedClassifier(classifier) = program {
                 classifier.load()?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use chaos_agent::kernel::maps::Pinned;
 use chaos_agent::node::{Node, Options, Owner};
+use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef};
 use chaos_planner::observed::{Counts, Observed, Phase};
 
@@ -179,6 +180,15 @@ pub(crate) fn fault(id: &str, cgroup: &Cgroup, effect: NetworkEffect) -> Fault {
         mode: Mode::Inject,
         sample: Sample::default(),
         effect: Effect::Network(effect),
+    }
+}
+
+/// A fault on the clocks of a cgroup's processes; for a minute.
+pub(crate) fn clock_fault(id: &str, cgroup: &Cgroup, effect: ClockEffect) -> Fault {
+    Fault {
+        kind: "TimeChaos".into(),
+        effect: Effect::Clock(effect),
+        ..fault(id, cgroup, NetworkEffect::default())
     }
 }
 

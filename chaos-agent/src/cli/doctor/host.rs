@@ -7,6 +7,7 @@ use std::path::Path;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::Serialize;
 
+use crate::kernel::btf::VMLINUX;
 use crate::node::Options;
 use crate::target::Finder;
 
@@ -77,6 +78,7 @@ pub(super) fn checks(options: &Options) -> Vec<Check> {
         cgroups(options),
         bpffs(&options.bpffs),
         lockdown(Path::new("/sys/kernel/security/lockdown")),
+        btf(Path::new(VMLINUX)),
     ];
     let release = kernel();
     let directory = Path::new("/lib/modules").join(&release);
@@ -138,6 +140,19 @@ fn bpffs(path: &Path) -> Check {
         what,
         format!("{path} is no bpffs; mount one: `mount -t bpf bpf {path}`"),
     )
+}
+
+fn btf(path: &Path) -> Check {
+    let what = "BTF";
+    if path.exists() {
+        return Check {
+            what,
+            ok: Some(true),
+            detail: path.display().to_string(),
+        };
+    }
+    let detail = "not in this kernel (CONFIG_DEBUG_INFO_BTF); no skewed clocks without it";
+    Check::failed(what, detail.to_owned())
 }
 
 fn lockdown(path: &Path) -> Check {
@@ -251,5 +266,11 @@ mod tests {
             assert_eq!(lockdown(&path).ok, ok, "{text}");
         }
         assert_eq!(lockdown(Path::new("/nonexistent")).ok, Some(true));
+    }
+
+    #[test]
+    fn a_kernel_without_btf_is_told_so() {
+        assert_eq!(btf(Path::new("/")).ok, Some(true));
+        assert_eq!(btf(Path::new("/nonexistent")).ok, Some(false));
     }
 }

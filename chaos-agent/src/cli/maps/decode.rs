@@ -3,10 +3,13 @@
 use std::net::Ipv6Addr;
 
 use anyhow::bail;
+use chaos_abi::clock::{self, ClockRule};
 use chaos_abi::counters::Counters;
 use chaos_abi::network::{Rule, State, Target, flag, ports};
 use chaos_abi::sample::{ALWAYS, Chance, Threshold};
 use chaos_abi::{RULES_PER_TARGET, control};
+use chaos_api::clock::CLOCKS;
+use chaos_api::duration;
 use serde_json::{Value, json};
 
 use crate::kernel::maps::{Pinned, TargetKind};
@@ -21,6 +24,7 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
             ("armed", control::ARMED),
             ("halted", control::HALTED),
             ("epoch", control::EPOCH),
+            ("clocks", control::CLOCKS),
         ]
         .into_iter()
         .map(|(word, index)| {
@@ -37,7 +41,9 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
             .collect(),
         "COUNTERS" => {
             let mut rows = Vec::new();
-            for (id, _) in maps.rules()? {
+            let network = maps.rules()?.into_iter().map(|(id, _)| id);
+            let clock = maps.clock_rules()?.into_iter().map(|(id, _)| id);
+            for id in network.chain(clock) {
                 let mut row = vec![("rule", json!(id))];
                 row.extend(counters(&maps.counters(id)?, now));
                 rows.push(row);
@@ -94,15 +100,39 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
                 ]
             })
             .collect(),
-        "DEPTHS" => maps
-            .depths()?
+        "DEPTHS" => depths(maps.depths()?),
+        "CLOCK_DEPTHS" => depths(maps.clock_depths()?),
+        "CLOCK_TARGETS" => targets(maps, TargetKind::Clock, "cgroup")?,
+        "CLOCK_RULES" => maps
+            .clock_rules()?
             .into_iter()
-            .map(|depth| vec![("depth", json!(depth))])
+            .map(|(id, held)| clock_rule(id, &held, now))
             .collect(),
         "CGROUP_TARGETS" => targets(maps, TargetKind::Cgroup, "cgroup")?,
         "DEVICE_TARGETS" => targets(maps, TargetKind::Device, "slot")?,
         other => bail!("{other}: this version does not know the layout; use --raw"),
     })
+}
+
+fn depths(depths: Vec<u32>) -> Vec<Row> {
+    depths
+        .into_iter()
+        .filter(|&depth| depth != 0)
+        .map(|depth| vec![("depth", json!(depth))])
+        .collect()
+}
+
+fn clock_rule(id: u32, rule: &ClockRule, now: u64) -> Row {
+    let names = CLOCKS.iter().filter(|(_, id)| rule.shifts(*id));
+    let names: Vec<_> = names.map(|(name, _)| *name).collect();
+    vec![
+        ("rule", json!(id)),
+        ("generation", json!(rule.generation)),
+        ("ends_in_ms", json!(milliseconds_to(rule.deadline_ns, now))),
+        ("offset", json!(duration::format_nanos(rule.offset_ns))),
+        ("clocks", json!(names.join(" "))),
+        ("observe", json!(rule.flags & clock::flag::OBSERVE != 0)),
+    ]
 }
 
 /// An address, or a network, as people write it.
@@ -364,6 +394,26 @@ mod tests {
         let row = rule(7, &all, 10_000_000_000);
         assert_eq!(cell(&row, "sample"), json!("all"));
         assert_eq!(cell(&row, "ends_in_ms"), json!(-1000));
+    }
+
+    #[test]
+    fn a_clock_rule_is_shown_as_it_was_asked_for() {
+        let hour = ClockRule {
+            deadline_ns: 12_500_000_000,
+            generation: 3,
+            offset_ns: -3_600_000_000_000,
+            clocks: 0b11,
+            ..ClockRule::default()
+        };
+        let row = clock_rule(7, &hour, 10_000_000_000);
+        for (name, expected) in [
+            ("ends_in_ms", json!(2500)),
+            ("offset", json!("-1h0m0s")),
+            ("clocks", json!("CLOCK_REALTIME CLOCK_MONOTONIC")),
+            ("observe", json!(false)),
+        ] {
+            assert_eq!(cell(&row, name), expected, "{name}");
+        }
     }
 
     #[test]

@@ -279,7 +279,7 @@ fn each_side_has_its_device() {
         .map(|one| match &one.share {
             Share::Fault { fault, .. } => match &fault.effect {
                 Some(Effect::Network(effect)) => effect.device.clone(),
-                None => panic!("it is a network fault"),
+                _ => panic!("it is a network fault"),
             },
             other => panic!("{other:?}"),
         })

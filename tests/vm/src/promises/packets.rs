@@ -116,8 +116,8 @@ impl Programs {
     fn load() -> Result<Programs> {
         let pins = maps::directory(Path::new(BPFFS));
         fs::create_dir_all(&pins).context("failed to make a folder in bpffs")?;
-        let _cgroup = objects::load(Mechanism::CgroupDrop, &pins, 0)?;
-        let mut egress = objects::load(Mechanism::TcEgress, &pins, SLOT)?;
+        let _cgroup = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
+        let mut egress = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
         for (_, program) in egress.programs_mut() {
             if let Program::SchedClassifier(classifier) = program {
                 classifier.load()?;

@@ -1,0 +1,185 @@
+//! Where the fields of the running kernel's structures are, from the BTF that it gives out. A
+//! program that reads a field gets its offset from here: no offset is written down anywhere.
+//!
+//! Format: Documentation/bpf/btf.rst of the kernel.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+/// Where a kernel gives out its BTF.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+const MAGIC: u16 = 0xeb9f;
+const STRUCT: u32 = 4;
+
+/// The types of a kernel.
+pub struct Layout {
+    bytes: Vec<u8>,
+    types: Range<usize>,
+    strings: Range<usize>,
+}
+
+/// A field whose place is asked for.
+pub type Field = (&'static str, &'static str);
+
+impl Layout {
+    /// Of the kernel that runs.
+    ///
+    /// # Errors
+    /// When it gives out none (CONFIG_DEBUG_INFO_BTF), or one in a form that is not known.
+    pub fn of_this_kernel() -> io::Result<Self> {
+        let bytes = fs::read(Path::new(VMLINUX)).map_err(|error| {
+            io::Error::new(error.kind(), format!("failed to read {VMLINUX}: {error}"))
+        })?;
+        Self::parse(bytes).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{VMLINUX} has a form that this agent does not know"),
+            )
+        })
+    }
+
+    fn parse(bytes: Vec<u8>) -> Option<Self> {
+        let magic = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
+        let header = word(&bytes, 4)? as usize;
+        let part = |offset: usize| {
+            let start = header.checked_add(word(&bytes, offset)? as usize)?;
+            let end = start.checked_add(word(&bytes, offset + 4)? as usize)?;
+            (end <= bytes.len()).then_some(start..end)
+        };
+        let (types, strings) = (part(8)?, part(16)?);
+        (magic == MAGIC).then_some(Self {
+            bytes,
+            types,
+            strings,
+        })
+    }
+
+    /// Offset in bytes of a field that is directly in the structure; `None` if there is no such.
+    pub fn offset(&self, (structure, field): Field) -> Option<u32> {
+        let mut at = self.types.start;
+        while at < self.types.end {
+            let info = word(&self.bytes, at + 4)?;
+            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            if kind == STRUCT && self.name(at)? == structure.as_bytes() {
+                return self.member(at + 12, count, info >> 31 != 0, field);
+            }
+            at += 12 + trailing(kind, count)?;
+        }
+        None
+    }
+
+    fn member(&self, first: usize, count: usize, bit_fields: bool, field: &str) -> Option<u32> {
+        for at in (first..).step_by(12).take(count) {
+            if self.name(at)? == field.as_bytes() {
+                let bits = word(&self.bytes, at + 8)?;
+                // The upper byte is the size of a bit field then.
+                let bits = if bit_fields { bits & 0xff_ffff } else { bits };
+                return Some(bits / 8);
+            }
+        }
+        None
+    }
+
+    /// The name whose offset is at `at`.
+    fn name(&self, at: usize) -> Option<&[u8]> {
+        let start = self.strings.start + word(&self.bytes, at)? as usize;
+        let rest = self.bytes.get(start..self.strings.end)?;
+        rest.split(|&byte| byte == 0).next()
+    }
+}
+
+/// Bytes behind the 12 that each type has.
+fn trailing(kind: u32, count: usize) -> Option<usize> {
+    Some(match kind {
+        // INT, VAR, DECL_TAG
+        1 | 14 | 17 => 4,
+        // ARRAY
+        3 => 12,
+        // STRUCT, UNION, DATASEC, ENUM64
+        4 | 5 | 15 | 19 => 12 * count,
+        // ENUM, FUNC_PROTO
+        6 | 13 => 8 * count,
+        // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
+        2 | 7..=12 | 16 | 18 => 0,
+        _ => return None,
+    })
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let word = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(word.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An int, then `struct a { int x; int y; }`, then `struct b { int y; }` with bit fields.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0int\0a\0x\0y\0b\0";
+        let types: &[u32] = &[
+            1,
+            1 << 24,
+            4,
+            32, // int
+            5,
+            STRUCT << 24 | 2,
+            8,
+            7,
+            1,
+            0,
+            9,
+            1,
+            32, // a
+            11,
+            1 << 31 | STRUCT << 24 | 1,
+            4,
+            9,
+            1,
+            3 << 24 | 16, // b
+        ];
+        let mut bytes = Vec::new();
+        bytes.extend(MAGIC.to_ne_bytes());
+        bytes.extend([1, 0]);
+        let length = (types.len() * 4) as u32;
+        for word in [24, 0, length, length, strings.len() as u32] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend(types.iter().flat_map(|word| word.to_ne_bytes()));
+        bytes.extend(strings);
+        bytes
+    }
+
+    #[test]
+    fn a_field_is_found_where_the_kernel_has_it() {
+        let layout = Layout::parse(sample()).expect("well-formed");
+        for (field, expected) in [
+            (("a", "x"), Some(0)),
+            (("a", "y"), Some(4)),
+            (("b", "y"), Some(2)),
+            (("b", "x"), None),
+            (("c", "x"), None),
+        ] {
+            assert_eq!(layout.offset(field), expected, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_refused_and_not_read_past() {
+        let whole = sample();
+        for length in 0..whole.len() {
+            assert!(
+                Layout::parse(whole[..length].to_vec()).is_none(),
+                "{length}"
+            );
+        }
+        let mut unknown = whole;
+        // The kind of the first type.
+        unknown[24 + 7] = 31;
+        let layout = Layout::parse(unknown).expect("the header is sound");
+        assert_eq!(layout.offset(("a", "x")), None);
+    }
+}

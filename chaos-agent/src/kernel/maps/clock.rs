@@ -1,0 +1,102 @@
+//! Maps of the clock family, and what rules of both families have in common.
+
+use aya::maps::MapError;
+use chaos_abi::clock::ClockRule;
+use chaos_abi::network::Rule;
+
+use super::{Pinned, Plain, TargetKind};
+
+impl Pinned {
+    /// A clock rule; one with generation 0 is a free slot.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn clock_rule(&self, id: u32) -> Result<ClockRule, MapError> {
+        self.clock_rules.get(&id, 0).map(|plain| plain.0)
+    }
+
+    /// Replaces a clock rule.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_clock_rule(&mut self, id: u32, rule: ClockRule) -> Result<(), MapError> {
+        self.clock_rules.set(id, Plain(rule), 0)
+    }
+
+    /// All clock rules that are not free slots.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn clock_rules(&self) -> Result<Vec<(u32, ClockRule)>, MapError> {
+        let mut used = Vec::new();
+        for (id, rule) in (0..).zip(self.clock_rules.iter()) {
+            let Plain(rule) = rule?;
+            if rule.generation != 0 {
+                used.push((id, rule));
+            }
+        }
+        Ok(used)
+    }
+
+    /// Which life of its slot a rule of these targets has; 0 is a free slot.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn generation(&self, kind: TargetKind, id: u32) -> Result<u32, MapError> {
+        Ok(match kind {
+            TargetKind::Cgroup | TargetKind::Device => self.rule(id)?.generation,
+            TargetKind::Clock => self.clock_rule(id)?.generation,
+        })
+    }
+
+    /// Makes its slot a free one.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn free_rule(&mut self, kind: TargetKind, id: u32) -> Result<(), MapError> {
+        match kind {
+            TargetKind::Cgroup | TargetKind::Device => self.set_rule(id, Rule::default()),
+            TargetKind::Clock => self.set_clock_rule(id, ClockRule::default()),
+        }
+    }
+
+    /// Gives a rule another deadline, CLOCK_MONOTONIC nanoseconds.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_deadline(
+        &mut self,
+        kind: TargetKind,
+        id: u32,
+        deadline_ns: u64,
+    ) -> Result<(), MapError> {
+        match kind {
+            TargetKind::Cgroup | TargetKind::Device => {
+                let mut rule = self.rule(id)?;
+                rule.deadline_ns = deadline_ns;
+                self.set_rule(id, rule)
+            }
+            TargetKind::Clock => {
+                let mut rule = self.clock_rule(id)?;
+                rule.deadline_ns = deadline_ns;
+                self.set_clock_rule(id, rule)
+            }
+        }
+    }
+
+    /// Depths at which cgroups with clock rules sit, each in its place; 0 is a free one.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn clock_depths(&self) -> Result<Vec<u32>, MapError> {
+        self.clock_depths.iter().collect()
+    }
+
+    /// Replaces an element of `CLOCK_DEPTHS`.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_clock_depth(&mut self, index: u32, depth: u32) -> Result<(), MapError> {
+        self.clock_depths.set(index, depth, 0)
+    }
+}

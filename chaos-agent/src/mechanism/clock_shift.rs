@@ -1,0 +1,180 @@
+//! Clocks: programs behind the system calls that read one, and one that takes the vDSO from
+//! programs that are started. A fault is then map writes, and for programs that run already the
+//! bytes of their vDSO (`stubs`).
+
+mod arch;
+mod stopped;
+mod stubs;
+mod vdso;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::FdLink;
+use aya::programs::{BtfTracePoint, FExit, Program};
+use aya::{Btf, Ebpf};
+use chaos_abi::clock::{ClockRule, flag};
+use chaos_planner::capabilities::Mechanism;
+use chaos_planner::clock::ClockEffect;
+use chaos_planner::fault::Mode;
+
+pub use self::stubs::Stubs;
+use super::{MechanismError, io_error, program, unpin};
+use crate::kernel::btf::{Field, Layout};
+use crate::kernel::objects;
+
+const EXEC: &str = "clock_shift_exec";
+
+const BPRM: [(&str, Field); 3] = [
+    ("BPRM_P", ("linux_binprm", "p")),
+    ("BPRM_ARGC", ("linux_binprm", "argc")),
+    ("BPRM_ENVC", ("linux_binprm", "envc")),
+];
+
+/// The loaded programs.
+pub struct ClockShift {
+    ebpf: Ebpf,
+    links: PathBuf,
+    /// Programs that ran before the fault began.
+    pub stubs: Stubs,
+}
+
+impl ClockShift {
+    /// Loads the programs; nothing is attached yet.
+    ///
+    /// # Errors
+    /// [`MechanismError`], in words for `doctor`. The maps are there all the same.
+    pub fn load(pins: &Path, proc_root: &Path) -> Result<Self, MechanismError> {
+        let layout = Layout::of_this_kernel();
+        let fields = arch::ARGUMENTS.into_iter().chain(BPRM);
+        let globals: Vec<(&str, Option<u32>)> = fields
+            .map(|(global, field)| (global, layout.as_ref().ok().and_then(|l| l.offset(field))))
+            .collect();
+        let known: Vec<(&str, u32)> = globals
+            .iter()
+            .map(|&(global, offset)| (global, offset.unwrap_or(0)))
+            .collect();
+        let mut ebpf = objects::load(Mechanism::ClockShift, pins, &known)?;
+        let stubs = Stubs::new(proc_root.to_owned())?;
+        layout.map_err(io_error("find the kernel's structures"))?;
+        if let Some((global, _)) = globals.iter().find(|(_, offset)| offset.is_none()) {
+            return Err(MechanismError::Target(format!(
+                "this kernel's BTF does not say where the field for {global} is"
+            )));
+        }
+        let btf = Btf::from_sys_fs().map_err(|error| MechanismError::Io {
+            what: "read the kernel's BTF".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        for (name, function) in arch::EXITS {
+            for name in [name.to_owned(), format!("{name}_body")] {
+                let exit: &mut FExit = find(&mut ebpf, &name)?;
+                exit.load(function, &btf).map_err(refused)?;
+            }
+        }
+        for name in [EXEC.to_owned(), format!("{EXEC}_body")] {
+            let exec: &mut BtfTracePoint = find(&mut ebpf, &name)?;
+            exec.load("sched_process_exec", &btf).map_err(refused)?;
+        }
+        Ok(Self {
+            ebpf,
+            links: pins.join("links"),
+            stubs,
+        })
+    }
+
+    /// What it has loaded.
+    pub fn programs(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Attaches the dispatchers, unless those of a predecessor are: they go on in our bodies as
+    /// well. Their links are pinned, so that what is armed outlives this process until its deadline.
+    ///
+    /// # Errors
+    /// [`MechanismError`], in words for `doctor`.
+    pub fn attach(&mut self) -> Result<(), MechanismError> {
+        let links = &self.links;
+        fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
+        for (name, _) in arch::EXITS {
+            let path = links.join(name);
+            if !path.exists() {
+                let exit: &mut FExit = find(&mut self.ebpf, name)?;
+                let id = exit.attach().map_err(program("attach clock_shift"))?;
+                let link = exit.take_link(id);
+                pin(
+                    link.map_err(program("take a link of clock_shift"))?.into(),
+                    &path,
+                )?;
+            }
+        }
+        let path = links.join(EXEC);
+        if !path.exists() {
+            let exec: &mut BtfTracePoint = find(&mut self.ebpf, EXEC)?;
+            let id = exec.attach().map_err(program("attach clock_shift"))?;
+            let link = exec.take_link(id);
+            pin(
+                link.map_err(program("take a link of clock_shift"))?.into(),
+                &path,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Removes the programs.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach(&mut self) -> Result<(), MechanismError> {
+        for name in arch::EXITS.map(|(name, _)| name).into_iter().chain([EXEC]) {
+            unpin(&self.links.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel is told, but for generation and deadline.
+    pub fn rule(effect: &ClockEffect, mode: Mode) -> ClockRule {
+        ClockRule {
+            flags: match mode {
+                Mode::Inject => 0,
+                Mode::Observe => flag::OBSERVE,
+            },
+            offset_ns: effect.offset_ns,
+            clocks: effect.clocks,
+            ..ClockRule::default()
+        }
+    }
+}
+
+fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, MechanismError>
+where
+    &'a mut P: TryFrom<&'a mut Program>,
+{
+    let found = ebpf
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok());
+    found.ok_or(objects::LoadError::Absent.into())
+}
+
+fn pin(link: FdLink, path: &Path) -> Result<(), MechanismError> {
+    match link.pin(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(MechanismError::Io {
+            what: format!("pin the link {}", path.display()),
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
+/// Under lockdown the kernel does not know the helper that writes a program's memory
+/// (`bpf_tracing_func_proto`), which the verifier's words do not say.
+fn refused(error: aya::programs::ProgramError) -> MechanismError {
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    match lockdown.split(['[', ']']).nth(1) {
+        Some(mode @ ("integrity" | "confidentiality")) => MechanismError::Target(format!(
+            "the kernel is locked down ({mode}, as with Secure Boot): no program may write to the \
+             memory of others"
+        )),
+        _ => program("load clock_shift")(error),
+    }
+}

@@ -1,0 +1,161 @@
+//! Whose vDSO is to be without clocks, cgroup by cgroup: everybody's who runs in one with a rule.
+//!
+//! What is remembered here is only a hint whom to ask: each program's own bytes say what it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::vdso::{Content, Done, Vdso, VdsoError};
+use crate::mechanism::MechanismError;
+
+/// How often a target is looked through for programs that were started meanwhile by one that had
+/// not been seen to yet.
+const PASSES: u32 = 8;
+
+/// Programs with stubs.
+pub struct Stubs {
+    proc_root: PathBuf,
+    vdso: Vdso,
+    held: BTreeMap<u64, Held>,
+}
+
+/// Of one cgroup.
+#[derive(Default)]
+struct Held {
+    /// Pids.
+    stubbed: BTreeSet<u32>,
+    /// Why some are not as they should be.
+    problems: BTreeMap<u32, String>,
+}
+
+impl Stubs {
+    /// None yet.
+    ///
+    /// # Errors
+    /// Why the vDSO of this kernel cannot be changed.
+    pub(super) fn new(proc_root: PathBuf) -> Result<Self, MechanismError> {
+        Ok(Self {
+            proc_root,
+            vdso: Vdso::of_this_kernel().map_err(MechanismError::Target)?,
+            held: BTreeMap::new(),
+        })
+    }
+
+    /// Everybody in this cgroup, asked for by `pids` until there is nobody new.
+    ///
+    /// # Errors
+    /// The first program that cannot have stubs, and why.
+    pub fn enter(
+        &mut self,
+        cgroup: u64,
+        pids: impl Fn() -> Vec<u32>,
+    ) -> Result<(), MechanismError> {
+        let mut seen = BTreeSet::new();
+        for _ in 0..PASSES {
+            let new: Vec<u32> = pids().into_iter().filter(|pid| seen.insert(*pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                self.stub(cgroup, pid).map_err(|error| {
+                    let text = format!("process {pid}{}: {error}", self.name(pid));
+                    match error {
+                        VdsoError::Refused(_) => MechanismError::Target(text),
+                        VdsoError::Busy(_) => MechanismError::Io {
+                            what: "change the vDSO of the target's programs".to_owned(),
+                            source: io::Error::other(text),
+                        },
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those who have come since, in other ways than by being started there. Problems are kept for
+    /// [`Self::problem`].
+    pub fn refresh(&mut self, cgroup: u64, pids: &[u32]) {
+        let held = self.held.entry(cgroup).or_default();
+        held.stubbed.retain(|pid| pids.contains(pid));
+        held.problems.clear();
+        for &pid in pids {
+            if let Err(error) = self.stub(cgroup, pid) {
+                let text = format!("process {pid}{}: {error}", self.name(pid));
+                let held = self.held.entry(cgroup).or_default();
+                held.problems.insert(pid, text);
+            }
+        }
+    }
+
+    /// Everybody gets the original bytes back: those who had stubs, and these, who may have
+    /// inherited some. Whoever cannot be seen to now remains, see [`Self::remain`].
+    pub fn leave(&mut self, cgroup: u64, pids: &[u32]) {
+        let mut held = self.held.remove(&cgroup).unwrap_or_default();
+        held.problems.clear();
+        held.stubbed.extend(pids);
+        // A cgroup around this one, or in it, may have rules of its own.
+        let others: BTreeSet<u32> = self
+            .held
+            .values()
+            .flat_map(|held| held.stubbed.iter().copied())
+            .collect();
+        held.stubbed.retain(|pid| {
+            if *pid == std::process::id() || others.contains(pid) {
+                return false;
+            }
+            let process = self.proc_root.join(pid.to_string());
+            match self.vdso.give(&process, Content::Original) {
+                Ok(_) => false,
+                // Its bytes are not ours to put back.
+                Err(VdsoError::Refused(reason)) => {
+                    tracing::debug!(pid, reason, "left as it is");
+                    false
+                }
+                Err(VdsoError::Busy(reason)) => {
+                    tracing::debug!(pid, reason, "to be put back later");
+                    true
+                }
+            }
+        });
+        if !held.stubbed.is_empty() {
+            self.held.insert(cgroup, held);
+        }
+    }
+
+    /// Whether programs of this cgroup have stubs, as far as is known.
+    pub fn remain(&self, cgroup: u64) -> bool {
+        self.held
+            .get(&cgroup)
+            .is_some_and(|held| !held.stubbed.is_empty())
+    }
+
+    /// Why not all programs of this cgroup are as they should be.
+    pub fn problem(&self, cgroup: u64) -> Option<&str> {
+        let problems = &self.held.get(&cgroup)?.problems;
+        problems.values().next().map(String::as_str)
+    }
+
+    fn stub(&mut self, cgroup: u64, pid: u32) -> Result<(), VdsoError> {
+        // Nobody can stop himself, and the agent has to know the right time.
+        if pid == std::process::id() {
+            return Ok(());
+        }
+        let process = self.proc_root.join(pid.to_string());
+        let held = self.held.entry(cgroup).or_default();
+        match self.vdso.give(&process, Content::Stubs)? {
+            Done::Changed | Done::Nothing => held.stubbed.insert(pid),
+            Done::Absent => held.stubbed.remove(&pid),
+        };
+        Ok(())
+    }
+
+    /// ` (redis-server)`, if it is still there.
+    fn name(&self, pid: u32) -> String {
+        let path = self.proc_root.join(pid.to_string()).join("comm");
+        fs::read_to_string(path)
+            .map(|name| format!(" ({})", name.trim_end()))
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,59 @@
+//! Bounds and rules of TimeChaos.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
+
+use crate::clock::CLOCKS;
+use crate::crd::shared::{self, DURATION};
+use crate::crd::{at, message, quoted, rule};
+use crate::validate::{
+    CONTAINER_ADVICE, GAPS, NO_CLOCK, NO_CONTAINER, NO_OFFSET, OFFSET_ADVICE, TIME_GAPS,
+    clock_advice,
+};
+
+pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
+    shared::immutable(spec);
+    shared::pod_selector(spec);
+    shared::lifecycle(spec);
+    at(spec, "timeOffset", offset);
+    at(spec, "clockIds", |list| list.max_items = Some(32));
+    at(spec, "clockIds.[]", |name| {
+        name.max_length = Some(64);
+        let names = CLOCKS.map(|(name, _)| quoted(name)).join(", ");
+        rule(
+            name,
+            "",
+            format!("self in [{names}]"),
+            message("(self == '' ? 'empty' : self)", NO_CLOCK, &clock_advice()),
+        );
+    });
+    at(spec, "containerNames", |list| list.max_items = Some(256));
+    at(spec, "containerNames.[]", |name| {
+        name.max_length = Some(63);
+        let refusal = message("'empty'", NO_CONTAINER, CONTAINER_ADVICE);
+        rule(name, "", "self != ''", refusal);
+    });
+    shared::gaps(spec, GAPS);
+    shared::gaps(spec, TIME_GAPS);
+}
+
+/// A duration of either sign.
+fn offset(field: &mut JSONSchemaProps) {
+    field.max_length = Some(64);
+    let advice = OFFSET_ADVICE;
+    rule(
+        field,
+        "",
+        format!("self.matches('{DURATION}')"),
+        message(
+            "(self == '' ? 'empty' : self)",
+            "a duration is a number and a unit (ns, us, ms, s, m, h)",
+            advice,
+        ),
+    );
+    rule(
+        field,
+        "",
+        format!("!self.matches('{DURATION}') || self.matches('[1-9]')"),
+        message("self", NO_OFFSET, advice),
+    );
+}

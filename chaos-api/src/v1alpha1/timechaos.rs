@@ -1,0 +1,114 @@
+//! TimeChaos: containers whose clocks are ahead or behind.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::v1alpha1::Experiment;
+use crate::v1alpha1::lifecycle::Lifecycle;
+use crate::v1alpha1::names::SELECTOR_KEY_SOURCE;
+use crate::v1alpha1::selector::PodSelector;
+use crate::v1alpha1::status::ChaosStatus;
+
+/// Which clocks of which containers are how far off.
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "every printer column has its own `type_`"
+)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "chaos-mesh.org",
+    version = "v1alpha1",
+    kind = "TimeChaos",
+    plural = "timechaos",
+    singular = "timechaos",
+    namespaced,
+    status = "TimeChaosStatus",
+    derive = "PartialEq",
+    doc = "Shows containers another time than it is.",
+    printcolumn(
+        name = "offset",
+        type_ = "string",
+        json_path = ".spec.timeOffset",
+        description = "How far the clocks are ahead, or behind if negative."
+    ),
+    printcolumn(
+        name = "phase",
+        type_ = "string",
+        json_path = ".status.faultline.phase",
+        description = "Where the experiment is."
+    ),
+    printcolumn(
+        name = "injected",
+        type_ = "string",
+        json_path = ".status.faultline.injected",
+        description = "Injected records of all records."
+    ),
+    printcolumn(
+        name = "hits",
+        type_ = "integer",
+        json_path = ".status.faultline.hits",
+        description = "Clock reads shifted so far."
+    ),
+    printcolumn(
+        name = "time left",
+        type_ = "string",
+        json_path = ".status.faultline.timeLeft",
+        description = "Until it ends, as of the last write of the status."
+    ),
+    printcolumn(
+        name = "duration",
+        type_ = "string",
+        json_path = ".spec.duration",
+        priority = 1,
+        description = "How long it lasts."
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TimeChaosSpec {
+    /// How far the clocks are ahead, or behind if negative: 5m, -1h30m, 250us. At most 292 years.
+    pub time_offset: String,
+    /// Which clocks, by their names in clock_gettime(2). Default: CLOCK_REALTIME, which gettimeofday
+    /// and time read, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clock_ids: Vec<String>,
+    /// The pods: `selector`, `mode`, `value`.
+    #[serde(flatten)]
+    pub source: PodSelector,
+    /// Containers of these pods, by name. Default: the first of each pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub container_names: Vec<String>,
+    /// When and where.
+    #[serde(flatten)]
+    pub lifecycle: Lifecycle,
+}
+
+/// Where the experiment is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TimeChaosStatus {
+    /// What all kinds have.
+    #[serde(flatten)]
+    pub chaos: ChaosStatus,
+}
+
+impl Experiment for TimeChaos {
+    fn lifecycle(&self) -> &Lifecycle {
+        &self.spec.lifecycle
+    }
+
+    fn selectors(&self) -> Vec<(&'static str, &PodSelector)> {
+        vec![(SELECTOR_KEY_SOURCE, &self.spec.source)]
+    }
+
+    fn container_names(&self) -> Option<&[String]> {
+        Some(&self.spec.container_names)
+    }
+
+    fn chaos_status(&self) -> Option<&ChaosStatus> {
+        self.status.as_ref().map(|status| &status.chaos)
+    }
+
+    fn is_one_shot(&self) -> bool {
+        false
+    }
+}
