@@ -7,28 +7,19 @@
 mod model;
 mod packets;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use aya::Ebpf;
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::Chance;
 use chaos_agent::executor::PeerEntries;
-use chaos_agent::kernel::maps::{self, Pinned, TargetKind};
-use chaos_agent::kernel::objects;
-use chaos_planner::capabilities::Mechanism;
+use chaos_agent::kernel::maps::TargetKind;
 
 use model::{Model, Verdict};
 use packets::{Random, is_cut, packet, rules};
 
-/// `TC_ACT_STOLEN` and `TC_ACT_UNSPEC`, include/uapi/linux/pkt_cls.h.
-const STOLEN: u32 = 4;
-const UNSPEC: u32 = u32::MAX;
-
-const SLOT: u32 = 7;
+use crate::programs::{LOOPBACK, Programs, SLOT, STOLEN, UNSPEC};
 
 /// Packets between two sets of rules.
 const ROUND: u64 = 1_000;
@@ -66,7 +57,7 @@ pub fn run(
         kernel.take(&model)?;
         for n in 0..ROUND {
             let bytes = packet(random);
-            let verdict = match kernel.run(&bytes) {
+            let verdict = match kernel.programs.run(&bytes) {
                 // Newer kernels make no packet of less than an IP header; older ones do.
                 Err(_) if is_cut(&bytes) => {
                     tried.refused += 1;
@@ -96,53 +87,30 @@ pub fn run(
     Ok(tried)
 }
 
-/// The loaded program and its maps, in a folder of their own.
+/// The programs, and the rules that they have.
 struct Kernel {
-    directory: PathBuf,
-    maps: Pinned,
-    programs: Ebpf,
+    programs: Programs,
     held: Vec<PeerEntries>,
-    // Its maps are among those of the agent.
-    _cgroup_drop: Ebpf,
 }
 
 impl Kernel {
     fn load(bpffs: &Path) -> Result<Self> {
-        let directory = bpffs.join("fuzz");
-        let pins = maps::directory(&directory);
-        fs::create_dir_all(&pins).with_context(|| {
-            format!(
-                "failed to make {}: is a bpffs mounted there?",
-                pins.display()
-            )
-        })?;
-        let cgroup_drop = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
-        let mut programs = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
-        for (_, program) in programs.programs_mut() {
-            if let Program::SchedClassifier(classifier) = program {
-                classifier.load()?;
-            }
-        }
         Ok(Self {
-            maps: Pinned::open(&directory)?,
-            directory,
-            programs,
+            programs: Programs::load(&bpffs.join("fuzz"))?,
             held: Vec::new(),
-            _cgroup_drop: cgroup_drop,
         })
     }
 
     /// Gives the kernel the model's rules instead of those it has.
     fn take(&mut self, model: &Model) -> Result<()> {
-        self.maps.set_control(control::ARMED, 1)?;
-        self.maps
-            .set_target(TargetKind::Device, SLOT.into(), Target::default())?;
+        let maps = &mut self.programs.maps;
+        maps.set_control(control::ARMED, 1)?;
+        maps.set_target(TargetKind::Device, SLOT.into(), Target::default())?;
         for entries in std::mem::take(&mut self.held) {
-            entries.leave(&PeerEntries::default(), &mut self.maps)?;
+            entries.leave(&PeerEntries::default(), maps)?;
         }
-        // TEST_RUN gives packets the loopback device.
         let mut target = Target {
-            device: 1,
+            device: LOOPBACK,
             ..Target::default()
         };
         for (place, one) in target.rules.iter_mut().zip(&model.rules) {
@@ -153,10 +121,10 @@ impl Kernel {
             if let Some(peers) = &one.peers {
                 flags |= flag::PEERS | flag::NETS;
                 let entries = PeerEntries::of(one.id, peers);
-                PeerEntries::default().enter(&entries, &mut self.maps)?;
+                PeerEntries::default().enter(&entries, maps)?;
                 self.held.push(entries);
             }
-            self.maps.reset_counters(one.id)?;
+            maps.reset_counters(one.id)?;
             let mut rule = Rule {
                 deadline_ns: if one.is_past { 1 } else { u64::MAX },
                 generation: one.generation,
@@ -175,34 +143,20 @@ impl Kernel {
             if rule.draws() {
                 rule.flags |= flag::DRAWS;
             }
-            self.maps.set_rule(one.id, rule)?;
+            maps.set_rule(one.id, rule)?;
             *place = RuleRef {
                 id: one.id,
                 // A reference to another life of the rule is void.
                 generation: one.generation + u32::from(one.is_void),
             };
         }
-        self.maps
-            .set_target(TargetKind::Device, SLOT.into(), target)?;
+        maps.set_target(TargetKind::Device, SLOT.into(), target)?;
         Ok(())
-    }
-
-    fn run(&self, packet: &[u8]) -> Result<u32> {
-        let program = self
-            .programs
-            .program("tc_egress_body")
-            .context("no tc_egress_body")?;
-        let classifier: &SchedClassifier = program.try_into()?;
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ..TestRunOptions::new()
-        };
-        Ok(classifier.test_run(options)?.return_value)
     }
 
     fn compare(&self, model: &Model) -> Result<()> {
         for rule in &model.rules {
-            let counted = self.maps.counters(rule.id)?;
+            let counted = self.programs.maps.counters(rule.id)?;
             let counted = [
                 counted.matched,
                 counted.injected,
@@ -216,12 +170,5 @@ impl Kernel {
             );
         }
         Ok(())
-    }
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        // A leftover would be found by the next run, which then fails for no reason of its own.
-        drop(fs::remove_dir_all(&self.directory));
     }
 }

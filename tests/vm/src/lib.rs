@@ -54,12 +54,15 @@
 //! - **A role of your own** is a function registered with [`vm_role!`] and started by
 //!   [`process::Place::spawn`]; `udp.rs` has two.
 //!
-//! Not here: booting, packing and judging runs (`xtask/src/vmtest.rs`). [`report`] and [`kernels`]
-//! are for both sides; everything else needs the feature `guest`.
+//! Not here: booting, packing and judging runs (`xtask/src/vmtest.rs`). [`report`], [`figures`] and
+//! [`kernels`] are for both sides; everything else needs the feature `guest`.
 
+pub mod figures;
 pub mod kernels;
 pub mod report;
 
+#[cfg(feature = "guest")]
+pub mod bench;
 #[cfg(feature = "guest")]
 pub mod cgroup;
 #[cfg(feature = "guest")]
@@ -84,6 +87,8 @@ mod node;
 pub mod process;
 #[cfg(feature = "guest")]
 pub mod program;
+#[cfg(feature = "guest")]
+pub mod programs;
 #[cfg(feature = "guest")]
 mod promises;
 #[cfg(feature = "guest")]

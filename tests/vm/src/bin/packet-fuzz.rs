@@ -1,13 +1,11 @@
 //! `packet-fuzz PACKETS SEED`: the packet program against its model on this machine's kernel. Needs
 //! root; works in a mount namespace of its own.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use vm_tests::fuzz;
+use vm_tests::programs::private_bpffs;
 use vm_tests::registry::note;
 
 fn main() -> Result<()> {
@@ -20,14 +18,7 @@ fn main() -> Result<()> {
             .with_context(|| format!("{name}: {text}: must be a number"))
     };
     let (packets, seed) = (number("PACKETS")?, number("SEED")?);
-    let bpffs = Path::new("/sys/fs/bpf");
-    unshare(CloneFlags::CLONE_NEWNS)
-        .context("failed to leave the mount namespace: are you root?")?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("failed to make mounts private")?;
-    mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none)
-        .context("failed to mount a bpffs: does this kernel have BPF?")?;
+    let bpffs = private_bpffs()?;
     let start = Instant::now();
     let mut told = 0;
     let tried = fuzz::run(bpffs, packets, seed, |tried| {

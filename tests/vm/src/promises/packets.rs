@@ -1,29 +1,21 @@
 //! The packet programs on packets that nobody well-behaved sends, by BPF_PROG_TEST_RUN: the verdict
 //! is the model's, always, and nothing else changes. And what the verifier has to look at.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
+use anyhow::{Result, ensure};
 use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, Chance};
-use chaos_agent::kernel::generation::Generation;
-use chaos_agent::kernel::maps::{self, Pinned, TargetKind};
-use chaos_agent::kernel::objects;
-use chaos_planner::capabilities::Mechanism;
+use chaos_agent::kernel::maps::TargetKind;
 
 use crate::fuzz;
+use crate::programs::{LOOPBACK, Programs, SLOT, STOLEN, UNSPEC};
 use crate::registry::note;
 use crate::vm_test;
 
-const TC_ACT_STOLEN: u32 = 4;
-const TC_ACT_UNSPEC: u32 = u32::MAX;
-
 /// A bpffs folder of its own, so that the maps of an agent are not touched.
 const BPFFS: &str = "/sys/fs/bpf/packets";
-const SLOT: u32 = 7;
 
 vm_test!(every_packet_gets_the_verdict_of_the_model, limit = 90);
 fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
@@ -39,7 +31,7 @@ fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
 
 vm_test!(what_stops_everything_stops_it, limit = 60);
 fn what_stops_everything_stops_it() -> Result<()> {
-    let mut programs = Programs::load()?;
+    let mut programs = Programs::load(Path::new(BPFFS))?;
     let maps = &mut programs.maps;
     let rule = Rule {
         deadline_ns: u64::MAX,
@@ -50,9 +42,8 @@ fn what_stops_everything_stops_it() -> Result<()> {
         ..Rule::default()
     };
     maps.set_rule(5, rule)?;
-    // TEST_RUN gives packets the loopback device.
     let mut target = Target {
-        device: 1,
+        device: LOOPBACK,
         ..Target::default()
     };
     target.rules[0] = RuleRef {
@@ -68,24 +59,18 @@ fn what_stops_everything_stops_it() -> Result<()> {
 
     // The words that stop everything.
     programs.maps.set_control(control::HALTED, 1)?;
-    ensure!(programs.run(hit)? == TC_ACT_UNSPEC, "acts while halted");
+    ensure!(programs.run(hit)? == UNSPEC, "acts while halted");
     programs.maps.set_control(control::HALTED, 0)?;
-    ensure!(programs.run(hit)? == TC_ACT_STOLEN, "does not go on");
+    ensure!(programs.run(hit)? == STOLEN, "does not go on");
     programs.maps.set_control(control::ARMED, 0)?;
-    ensure!(
-        programs.run(hit)? == TC_ACT_UNSPEC,
-        "acts while nothing is armed"
-    );
+    ensure!(programs.run(hit)? == UNSPEC, "acts while nothing is armed");
     programs.maps.set_control(control::ARMED, 1)?;
     let past = Rule {
         deadline_ns: 1,
         ..rule
     };
     programs.maps.set_rule(5, past)?;
-    ensure!(
-        programs.run(hit)? == TC_ACT_UNSPEC,
-        "acts past its deadline"
-    );
+    ensure!(programs.run(hit)? == UNSPEC, "acts past its deadline");
     Ok(())
 }
 
@@ -94,7 +79,7 @@ fn the_verifier_has_little_to_look_at() -> Result<()> {
     // Most of it is the loop of `sample::source`, which is walked step by step. The kernel's limit is
     // a million; what grows towards it takes seconds to load.
     const LIMIT: u32 = 60_000;
-    let programs = Programs::load()?;
+    let programs = Programs::load(Path::new(BPFFS))?;
     for (name, program) in programs.egress.programs() {
         if let Ok(info) = program.info()
             && let Some(instructions) = info.verified_instruction_count()
@@ -104,50 +89,4 @@ fn the_verifier_has_little_to_look_at() -> Result<()> {
         }
     }
     Ok(())
-}
-
-struct Programs {
-    maps: Pinned,
-    egress: aya::Ebpf,
-    _cgroup: aya::Ebpf,
-}
-
-impl Programs {
-    fn load() -> Result<Programs> {
-        let pins = maps::directory(Path::new(BPFFS));
-        fs::create_dir_all(&pins).context("failed to make a folder in bpffs")?;
-        let _cgroup = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
-        let mut egress = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
-        for (_, program) in egress.programs_mut() {
-            if let Program::SchedClassifier(classifier) = program {
-                classifier.load()?;
-            }
-        }
-        let mut maps = Pinned::open(Path::new(BPFFS))?;
-        let generation = Generation::next(&maps, &pins)?;
-        generation.enter(&mut egress)?;
-        generation.begin(&mut maps)?;
-        Ok(Programs {
-            maps,
-            egress,
-            _cgroup,
-        })
-    }
-
-    fn run(&self, packet: &[u8]) -> Result<u32> {
-        let program = self.egress.program("tc_egress").context("no tc_egress")?;
-        let classifier: &SchedClassifier = program.try_into()?;
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ..TestRunOptions::new()
-        };
-        Ok(classifier.test_run(options)?.return_value)
-    }
-}
-
-impl Drop for Programs {
-    fn drop(&mut self) {
-        // A leftover would be found by the next test, which then fails for no reason of its own.
-        drop(fs::remove_dir_all(BPFFS));
-    }
 }

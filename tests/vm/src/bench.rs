@@ -1,0 +1,140 @@
+//! Benchmarks: what faults cost and how exact they are. `cargo xtask bench` runs them and judges; a
+//! test only sees that they run.
+//!
+//! Here is how things are compared; what is compared is in the modules. The rules are those of
+//! [`crate::figures`].
+
+mod empty;
+pub mod packets;
+
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::figures::statistics::{median, median_with_interval};
+use crate::figures::{Figure, Interval};
+
+/// How often a comparison is begun anew after its control has failed: of good controls one in twenty
+/// fails by chance.
+const TRIES: u32 = 3;
+
+/// The fewest pairs that say anything.
+pub const FEWEST_PAIRS: usize = 15;
+
+/// Keeps this thread on the CPU that it is on: another one's caches are cold.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn pin_to_this_cpu() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("failed to stay on one CPU")
+}
+
+/// Something that gives one value each time.
+pub trait Measure: FnMut() -> Result<f64> {}
+
+impl<F: FnMut() -> Result<f64>> Measure for F {}
+
+/// The ratio of `ours` to `reference`, in pairs A B B A; between these the control, `reference` to its
+/// `twin`, likewise.
+///
+/// # Errors
+/// What measuring fails with.
+pub fn compare(
+    name: &str,
+    unit: &str,
+    pairs: usize,
+    (mut ours, mut reference, mut twin): (impl Measure, impl Measure, impl Measure),
+) -> Result<Figure> {
+    // Caches, and connections that are made once.
+    for _ in 0..2 {
+        ours()?;
+        reference()?;
+        twin()?;
+    }
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let (mut ratios, mut control) = (Vec::new(), Vec::new());
+        let (mut of_ours, mut of_reference) = (Vec::new(), Vec::new());
+        for _ in 0..pairs {
+            let [a, b, b2, a2] = [ours()?, reference()?, reference()?, ours()?];
+            ratios.push((a + a2) / (b + b2));
+            of_ours.extend([a, a2]);
+            of_reference.extend([b, b2]);
+            let [b, c, c2, b2] = [reference()?, twin()?, twin()?, reference()?];
+            control.push((b + b2) / (c + c2));
+        }
+        let figure = ratio(name, unit, &ratios, &control, tries)
+            .detail("ours", median(&of_ours))
+            .detail("reference", median(&of_reference));
+        let failed = figure.control.is_some_and(|control| !control.contains(1.0));
+        if !failed || tries == TRIES {
+            return Ok(figure);
+        }
+    }
+}
+
+/// A figure of ratios of pairs, and of those of the control.
+fn ratio(name: &str, unit: &str, ratios: &[f64], control: &[f64], tries: u32) -> Figure {
+    let control: Interval = median_with_interval(control).1;
+    Figure {
+        control: Some(control),
+        tries,
+        ..Figure::of(name, unit, ratios)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::Judgement;
+
+    /// Gives these in turns.
+    fn gives(values: &[f64]) -> impl Measure {
+        let mut next = values.iter().copied().cycle();
+        move || Ok(next.next().unwrap_or(f64::NAN))
+    }
+
+    #[test]
+    fn a_drift_that_hits_both_is_no_difference() {
+        // Each measurement is slower than the one before: A B B A cancels it.
+        let clock = std::cell::Cell::new(100.0);
+        let slower = || {
+            clock.set(clock.get() + 1.0);
+            Ok(clock.get())
+        };
+        let figure = compare("x", "", 20, (slower, slower, slower)).unwrap();
+        assert_eq!((figure.value, figure.samples, figure.tries), (1.0, 20, 1));
+        assert_eq!(
+            figure.control.unwrap(),
+            Interval {
+                low: 1.0,
+                high: 1.0
+            }
+        );
+    }
+
+    #[test]
+    fn a_ratio_is_found_behind_noise() {
+        let noise = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.02];
+        let double = noise.map(|x| 2.0 * x);
+        let figure = compare("x", "", 20, (gives(&double), gives(&noise), gives(&noise))).unwrap();
+        assert!(figure.interval.contains(2.0), "{figure:?}");
+        assert_eq!(figure.judgement(), Judgement::Published);
+    }
+
+    #[test]
+    fn a_control_that_is_not_its_twin_is_tried_again_and_then_void() {
+        let figure = compare("x", "", 15, (gives(&[1.0]), gives(&[1.0]), gives(&[1.2]))).unwrap();
+        assert_eq!(figure.tries, TRIES);
+        assert_eq!(figure.judgement(), Judgement::Void);
+    }
+
+    #[test]
+    fn an_error_of_a_measurement_is_the_error_of_the_comparison() {
+        let fails = || anyhow::bail!("gone");
+        assert!(compare("x", "", 15, (gives(&[1.0]), fails, gives(&[1.0]))).is_err());
+    }
+}

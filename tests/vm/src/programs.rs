@@ -1,0 +1,117 @@
+//! The packet programs by themselves, with maps of their own: run by BPF_PROG_TEST_RUN, attached to
+//! nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
+use chaos_agent::kernel::generation::Generation;
+use chaos_agent::kernel::maps::{self, Pinned};
+use chaos_agent::kernel::objects;
+use chaos_planner::capabilities::Mechanism;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// Slot of the device that packets are on: the filter that would say so is not there.
+pub(crate) const SLOT: u32 = 7;
+
+/// Index of the loopback device, which BPF_PROG_TEST_RUN gives packets.
+pub(crate) const LOOPBACK: u32 = 1;
+
+/// `TC_ACT_STOLEN`, include/uapi/linux/pkt_cls.h: lost.
+pub(crate) const STOLEN: u32 = 4;
+
+/// `TC_ACT_UNSPEC`: others may have it.
+pub(crate) const UNSPEC: u32 = u32::MAX;
+
+/// Mounts a bpffs that only this process has, and returns where it is. On a machine that is not a test
+/// VM: there may be none, or that of an agent.
+///
+/// # Errors
+/// If this is not root, or the kernel has no BPF.
+pub fn private_bpffs() -> Result<&'static Path> {
+    let bpffs = Path::new("/sys/fs/bpf");
+    unshare(CloneFlags::CLONE_NEWNS)
+        .context("failed to leave the mount namespace: are you root?")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("failed to make mounts private")?;
+    mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none)
+        .context("failed to mount a bpffs: does this kernel have BPF?")?;
+    Ok(bpffs)
+}
+
+/// Both objects, loaded. Their pins are removed on drop.
+pub(crate) struct Programs {
+    directory: PathBuf,
+    /// Their maps, and no agent's.
+    pub(crate) maps: Pinned,
+    pub(crate) egress: Ebpf,
+    cgroup: Ebpf,
+}
+
+impl Programs {
+    /// Loads them with maps below `directory`, which has to be in a bpffs.
+    pub(crate) fn load(directory: &Path) -> Result<Self> {
+        let pins = maps::directory(directory);
+        fs::create_dir_all(&pins).with_context(|| {
+            format!(
+                "failed to make {}: is a bpffs mounted there?",
+                pins.display()
+            )
+        })?;
+        let mut cgroup = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
+        let mut egress = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
+        for (_, program) in cgroup.programs_mut().chain(egress.programs_mut()) {
+            match program {
+                Program::SchedClassifier(classifier) => classifier.load()?,
+                Program::CgroupSkb(filter) => filter.load()?,
+                _ => {}
+            }
+        }
+        let mut maps = Pinned::open(directory)?;
+        let generation = Generation::next(&maps, &pins)?;
+        generation.enter(&mut cgroup)?;
+        generation.enter(&mut egress)?;
+        generation.begin(&mut maps)?;
+        Ok(Self {
+            maps,
+            directory: directory.to_owned(),
+            egress,
+            cgroup,
+        })
+    }
+
+    /// One of `tc_egress`.
+    pub(crate) fn classifier(&self, name: &str) -> Result<&SchedClassifier> {
+        let program = self.egress.program(name);
+        Ok(program.with_context(|| format!("no {name}"))?.try_into()?)
+    }
+
+    /// One of `cgroup_drop`.
+    pub(crate) fn filter(&self, name: &str) -> Result<&CgroupSkb> {
+        let program = self.cgroup.program(name);
+        Ok(program.with_context(|| format!("no {name}"))?.try_into()?)
+    }
+
+    /// What `tc_egress` says of a packet.
+    pub(crate) fn run(&self, packet: &[u8]) -> Result<u32> {
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            ..TestRunOptions::new()
+        };
+        Ok(self
+            .classifier("tc_egress")?
+            .test_run(options)?
+            .return_value)
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        // A leftover would be found by the next run, which then fails for no reason of its own.
+        drop(fs::remove_dir_all(&self.directory));
+    }
+}
