@@ -297,19 +297,28 @@ fn carry_out(ctx: &mut TcContext, target: &Target, decision: &Decision) -> i32 {
         release_at: decision.now.saturating_add(verdict.wait_ns()),
         last: decision.last,
     };
+    let mut worst = Sent::Gone;
     for copy in 0..RULES_PER_TARGET as u64 {
         if copy == verdict.copies() {
             break;
         }
-        let _ = way.send(skb, 0);
+        worst = worst.max(way.send(skb, 0));
     }
-    if verdict.wait_ns() == 0 && verdict.spot() == 0 {
-        return TC_ACT_UNSPEC;
+    let mut action = TC_ACT_UNSPEC;
+    if verdict.wait_ns() != 0 || verdict.spot() != 0 {
+        let sent = way.send(skb, verdict.spot());
+        if sent != Sent::Failed {
+            action = TC_ACT_STOLEN;
+        }
+        worst = worst.max(sent);
     }
-    match way.send(skb, verdict.spot()) {
-        Sent::Gone => TC_ACT_STOLEN,
-        Sent::Failed => TC_ACT_UNSPEC,
+    // A packet is counted once, however many copies of it there should have been.
+    match worst {
+        Sent::Gone => {}
+        Sent::OverBudget => count_over_budget(way.last),
+        Sent::Failed => count_failed(way.last),
     }
+    action
 }
 
 /// Into the detour of a device.
@@ -325,9 +334,12 @@ struct Way {
     last: u32,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sent {
-    /// It is on its way, or dropped.
+    /// It is on its way.
     Gone,
+    /// It is dropped: too much is waiting already.
+    OverBudget,
     /// It has to go on without.
     Failed,
 }
@@ -337,8 +349,7 @@ impl Way {
     #[inline(always)]
     fn send(&self, skb: *mut __sk_buff, spot: u16) -> Sent {
         if enter(self.slot, self.all_units, self.budget) == 0 {
-            count_over_budget(self.last);
-            return Sent::Gone;
+            return Sent::OverBudget;
         }
         // SAFETY: `skb` is the context that the kernel gave to this program, and cb is its scratch.
         let cb = unsafe { &mut (*skb).cb };
@@ -349,7 +360,6 @@ impl Way {
         // SAFETY: the helper clones the packet; no packet pointer is held across it.
         if unsafe { bpf_clone_redirect(skb, self.detour_in, 0) } != 0 {
             leave(self.slot, self.all_units);
-            count_failed(self.last);
             return Sent::Failed;
         }
         Sent::Gone

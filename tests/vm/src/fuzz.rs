@@ -1,25 +1,35 @@
-//! The packet program against its model: random rules, random and mutated packets, by
-//! BPF_PROG_TEST_RUN. The verdict of each packet and the counters of each rule have to be the
-//! model's.
+//! The packet programs against their model: random rules, random and mutated packets, by
+//! BPF_PROG_TEST_RUN. Compared are, of each packet, the verdict, what it carries into the detour and how
+//! much waits there, when it is let go and what it looks like behind it; of each rule, its counters, its
+//! draws and the clocks of its shapers.
+//!
+//! The detour is a pair of devices whose queue holds nothing: not all kernels have fq. That fq lets a
+//! packet go at its time is tested in `faults`.
 //!
 //! A VM test runs some thousands on each kernel; `cargo xtask fuzz` runs millions on this machine.
 
+mod destination;
+mod detour;
+mod kernel;
 mod model;
 mod packets;
+mod random;
+mod rules;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use chaos_abi::control;
-use chaos_abi::network::{Rule, RuleRef, Target, flag};
-use chaos_abi::sample::Chance;
-use chaos_agent::executor::PeerEntries;
-use chaos_agent::kernel::maps::TargetKind;
+use anyhow::{Context, Result, bail, ensure};
+use chaos_agent::kernel::clock;
 
-use model::{Model, Verdict};
-use packets::{Random, is_cut, packet, rules};
+use detour::{Detour, Size};
+use kernel::Kernel;
+use model::Model;
+use packets::{is_cut, packet};
+use random::Random;
 
-use crate::programs::{LOOPBACK, Programs, SLOT, STOLEN, UNSPEC};
+use crate::bench::pin_to_this_cpu;
+use crate::netns::Namespace;
+use crate::programs::STOLEN;
 
 /// Packets between two sets of rules.
 const ROUND: u64 = 1_000;
@@ -27,148 +37,188 @@ const ROUND: u64 = 1_000;
 /// What has been tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tried {
-    /// Packets whose verdict was compared.
+    /// Packets that were compared.
     pub packets: u64,
     /// Those that were lost.
     pub lost: u64,
+    /// Those that went into the detour, or copies of which did.
+    pub detoured: u64,
     /// Those that the kernel refused to make of the bytes.
     pub refused: u64,
     /// Sets of rules.
     pub rounds: u64,
+    /// Hits that rules counted as dropped by a full shaper, dropped for want of budget, and failed.
+    pub overflowed: u64,
+    /// See `overflowed`.
+    pub over_budget: u64,
+    /// See `overflowed`.
+    pub failed: u64,
 }
 
-/// Tries so many packets, the same ones for the same seed. `progress` hears of each thousand.
+/// What a model gets wrong on purpose, to see that it is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// What is lost passes, and the other way round.
+    Loss,
+    /// A packet waits a nanosecond longer.
+    Wait,
+    /// A copy is missing.
+    Copies,
+    /// Another bit is flipped.
+    Spot,
+    /// A packet is counted twice.
+    Count,
+    /// More waits in the detour.
+    Waiting,
+}
+
+impl Lie {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Loss,
+        Self::Wait,
+        Self::Copies,
+        Self::Spot,
+        Self::Count,
+        Self::Waiting,
+    ];
+}
+
+/// Tries so many packets, the same ones for the same seed. `progress` hears of each thousand. The clock is
+/// the kernel's, so that delays end and buckets fill at other times in each run.
 ///
 /// # Errors
-/// The first packet whose verdict, or set of rules whose counters, are not the model's, with all
-/// that is needed to see it again.
+/// The first packet or set of rules that is not as in the model, with all that is needed to see it again.
 pub fn run(
     bpffs: &Path,
     packets: u64,
     seed: u64,
+    lie: Option<Lie>,
+    progress: impl FnMut(&Tried) + Send,
+) -> Result<Tried> {
+    // The detour is there, and nothing else; packets of TEST_RUN are on the loopback device of this.
+    Namespace::new()?.within(|| compare(bpffs, packets, seed, lie, progress))
+}
+
+/// Each of a model's lies is noticed.
+///
+/// # Errors
+/// The one that is not, or what the comparison fails with before.
+pub fn lies_are_noticed(bpffs: &Path, seed: u64) -> Result<()> {
+    run(bpffs, 2_000, seed, None, |_| ())?;
+    for lie in Lie::ALL {
+        if let Ok(tried) = run(bpffs, 20_000, seed, Some(lie), |_| ()) {
+            bail!("a model that is wrong about {lie:?} was not noticed: {tried:?}");
+        }
+    }
+    Ok(())
+}
+
+fn compare(
+    bpffs: &Path,
+    packets: u64,
+    seed: u64,
+    lie: Option<Lie>,
     mut progress: impl FnMut(&Tried),
 ) -> Result<Tried> {
+    // Counters are per CPU.
+    pin_to_this_cpu()?;
     let mut kernel = Kernel::load(bpffs)?;
     let mut tried = Tried::default();
     while tried.packets < packets {
         let round = tried.rounds;
         let random = &mut Random::new(seed, round);
-        let mut model = Model::new(rules(random));
-        kernel.take(&model)?;
+        let mut model = Model {
+            rules: vec![rules::clock()],
+            can_detour: !random.chance(8),
+            lie,
+        };
+        model.rules.extend(rules::rules(random, clock::now_ns()));
+        let mut detour = Detour {
+            works: !random.chance(6),
+            budget: random.one_of(&[20, 300, 1 << 30]),
+            waiting: 0,
+            cuts: random.chance(2),
+        };
+        kernel.take(&model, &detour)?;
         for n in 0..ROUND {
-            let bytes = packet(random);
-            let verdict = match kernel.programs.run(&bytes) {
-                // Newer kernels make no packet of less than an IP header; older ones do.
-                Err(_) if is_cut(&bytes) => {
-                    tried.refused += 1;
-                    continue;
-                }
-                verdict => verdict?,
-            };
-            let expected = match model.decide(&bytes) {
-                Verdict::Lose => STOLEN,
-                Verdict::Pass => UNSPEC,
-            };
-            ensure!(
-                verdict == expected,
-                "seed {seed}, round {round}, packet {n}: the program says {verdict}, the model \
-                 {expected}\npacket: {bytes:02x?}\nrules: {:#?}",
-                model.rules
-            );
-            tried.packets += 1;
-            tried.lost += u64::from(verdict == STOLEN);
+            one_packet(&mut kernel, &mut model, &mut detour, random, &mut tried).with_context(
+                || {
+                    format!(
+                        "seed {seed}, round {round}, packet {n}\n{detour:?}\nrules: {:#?}",
+                        model.rules
+                    )
+                },
+            )?;
         }
         kernel
             .compare(&model)
             .with_context(|| format!("seed {seed}, round {round}"))?;
+        for rule in &model.rules {
+            tried.overflowed += rule.counted.overflowed;
+            tried.over_budget += rule.counted.over_budget;
+            tried.failed += rule.counted.failed;
+        }
         tried.rounds += 1;
         progress(&tried);
     }
     Ok(tried)
 }
 
-/// The programs, and the rules that they have.
-struct Kernel {
-    programs: Programs,
-    held: Vec<PeerEntries>,
-}
-
-impl Kernel {
-    fn load(bpffs: &Path) -> Result<Self> {
-        Ok(Self {
-            programs: Programs::load(&bpffs.join("fuzz"))?,
-            held: Vec::new(),
-        })
-    }
-
-    /// Gives the kernel the model's rules instead of those it has.
-    fn take(&mut self, model: &Model) -> Result<()> {
-        let maps = &mut self.programs.maps;
-        maps.set_control(control::ARMED, 1)?;
-        maps.set_target(TargetKind::Device, SLOT.into(), Target::default())?;
-        for entries in std::mem::take(&mut self.held) {
-            entries.leave(&PeerEntries::default(), maps)?;
+fn one_packet(
+    kernel: &mut Kernel,
+    model: &mut Model,
+    detour: &mut Detour,
+    random: &mut Random,
+    tried: &mut Tried,
+) -> Result<()> {
+    let frame = packet(random);
+    let size = Size {
+        bytes: frame.len() as u32,
+        segments: random.one_of(&[0, 0, 1, 2, 17]),
+    };
+    // One that comes out of the detour, or is on another device, is nobody's business.
+    let passes_by = random.chance(16) && model.can_detour;
+    let seen = match kernel.treat(&frame, size, passes_by) {
+        // Newer kernels make no packet of less than an IP header; older ones do.
+        Err(_) if is_cut(&frame) => {
+            tried.refused += 1;
+            return Ok(());
         }
-        let mut target = Target {
-            device: LOOPBACK,
-            ..Target::default()
-        };
-        for (place, one) in target.rules.iter_mut().zip(&model.rules) {
-            let mut flags = flag::EGRESS;
-            if one.observe {
-                flags |= flag::OBSERVE;
-            }
-            if let Some(peers) = &one.peers {
-                flags |= flag::PEERS | flag::NETS;
-                let entries = PeerEntries::of(one.id, peers);
-                PeerEntries::default().enter(&entries, maps)?;
-                self.held.push(entries);
-            }
-            maps.reset_counters(one.id)?;
-            let mut rule = Rule {
-                deadline_ns: if one.is_past { 1 } else { u64::MAX },
-                generation: one.generation,
-                flags,
-                peer_set: one.id,
-                seed: one.seed,
-                sample_threshold: one.sample,
-                sample_first: one.first,
-                sample_every: one.every,
-                loss: Chance {
-                    threshold: one.loss,
-                    correlation: 0,
-                },
-                ..Rule::default()
-            };
-            if rule.draws() {
-                rule.flags |= flag::DRAWS;
-            }
-            maps.set_rule(one.id, rule)?;
-            *place = RuleRef {
-                id: one.id,
-                // A reference to another life of the rule is void.
-                generation: one.generation + u32::from(one.is_void),
-            };
+        seen => seen?,
+    };
+    let is_looked_at = Model::sees(&frame) && !passes_by;
+    let now = if is_looked_at { kernel.clock()? } else { 0 };
+    let decided = if is_looked_at {
+        model.decide(&frame, now)
+    } else {
+        (model::Fate::default(), 0)
+    };
+    let expected = detour.carry_out(decided, size, now, model);
+    ensure!(
+        seen == expected,
+        "the program: {seen:?}, the model: {expected:?}, which decided {decided:?} at {now}\n\
+         packet, {size:?}: {frame:02x?}"
+    );
+    tried.packets += 1;
+    tried.lost += u64::from(seen.verdict == STOLEN && seen.carried == [0; 5]);
+    tried.detoured += u64::from(seen.carried != [0; 5]);
+    if seen.carried != [0; 5] {
+        let [low, high, .., carried] = seen.carried;
+        kernel
+            .stamps(&frame, seen.carried, u64::from(high) << 32 | u64::from(low))
+            .with_context(|| format!("packet: {frame:02x?}"))?;
+        if random.chance(2) {
+            // It goes on waiting.
+            return Ok(());
         }
-        maps.set_target(TargetKind::Device, SLOT.into(), target)?;
-        Ok(())
+        let expected = detour.come_out(&frame, carried);
+        let out = kernel.come_out(&frame, seen.carried)?;
+        ensure!(
+            out == (expected.clone(), detour.waiting),
+            "behind the detour: {out:02x?}, not {expected:02x?} and {}, with {carried:x}",
+            detour.waiting
+        );
     }
-
-    fn compare(&self, model: &Model) -> Result<()> {
-        for rule in &model.rules {
-            let counted = self.programs.maps.counters(rule.id)?;
-            let counted = [
-                counted.matched,
-                counted.injected,
-                counted.would_inject,
-                counted.failed,
-            ];
-            let expected = [rule.matched, rule.injected, rule.would_inject, 0];
-            ensure!(
-                counted == expected,
-                "matched, injected, would_inject, failed: {counted:?}, not {expected:?}: {rule:#?}"
-            );
-        }
-        Ok(())
-    }
+    Ok(())
 }

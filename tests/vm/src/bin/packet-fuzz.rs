@@ -21,19 +21,26 @@ fn main() -> Result<()> {
     let bpffs = private_bpffs()?;
     let start = Instant::now();
     let mut told = 0;
-    let tried = fuzz::run(bpffs, packets, seed, |tried| {
+    fuzz::lies_are_noticed(bpffs, seed)?;
+    note("a wrong model is noticed");
+    let tried = fuzz::run(bpffs, packets, seed, None, |tried| {
         if tried.packets / 100_000 > told {
             told = tried.packets / 100_000;
-            note(format!("{} packets, {} lost", tried.packets, tried.lost));
+            note(format!("{tried:?}"));
         }
     })?;
     note(format!(
-        "seed {seed}: {} packets got the verdict of the model ({} lost, {} passed), and {} sets of \
-         rules counted as it did; {} were no packets to this kernel; {:.1} s",
+        "seed {seed}: {} packets fared as in the model ({} lost, {} by the detour, {} passed), and {} \
+         sets of rules counted as it did (shapers dropped {}, the budget {}, {} failed); {} were no \
+         packets to this kernel; {:.1} s",
         tried.packets,
         tried.lost,
-        tried.packets - tried.lost,
+        tried.detoured,
+        tried.packets - tried.lost - tried.detoured,
         tried.rounds,
+        tried.overflowed,
+        tried.over_budget,
+        tried.failed,
         tried.refused,
         start.elapsed().as_secs_f64()
     ));

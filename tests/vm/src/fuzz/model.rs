@@ -1,199 +1,313 @@
 //! What the packet program has to say, written a second time: plainly, from the documents, with
 //! whole values instead of maps. Only the draws are the program's own.
+//!
+//! Whom a packet goes to is in `destination.rs`; what becomes of it in the detour in `detour.rs`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use chaos_abi::sample::{ALWAYS, Stream, hit};
+use chaos_abi::network::{BUCKETS, Rule, State, flag};
+use chaos_abi::sample::{ALWAYS, Chance, Stream, correlated, draw, hit};
 use chaos_planner::fault::Peer;
+
+use super::Lie;
+use super::destination::{Destination, destination};
+
+/// The longest that packets wait, in nanoseconds: 70 minutes.
+const LONGEST: u64 = 4_200_000_000_000;
 
 /// A rule, and what it has counted.
 #[derive(Clone, Debug)]
 pub(super) struct ModelRule {
     pub(super) id: u32,
-    pub(super) generation: u32,
-    /// Its deadline has passed.
-    pub(super) is_past: bool,
+    /// As the kernel is told, but for the flags.
+    pub(super) rule: Rule,
     /// The target refers to another life of it.
     pub(super) is_void: bool,
+    /// It is about another cgroup's packets.
+    pub(super) is_foreign: bool,
     pub(super) observe: bool,
     /// `None` is everybody.
     pub(super) peers: Option<Vec<Peer>>,
-    pub(super) seed: u64,
-    pub(super) sample: u64,
-    pub(super) first: u64,
-    pub(super) every: u64,
-    pub(super) loss: u64,
-    pub(super) next: u64,
+    pub(super) state: State,
+    pub(super) counted: Counted,
+}
+
+/// What a rule has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
     pub(super) matched: u64,
     pub(super) injected: u64,
     pub(super) would_inject: u64,
+    pub(super) overflowed: u64,
+    pub(super) over_budget: u64,
+    pub(super) failed: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Pass,
-    Lose,
+/// What is to be done to a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fate {
+    pub(super) dropped: bool,
+    pub(super) wait_ns: u64,
+    pub(super) copies: u64,
+    /// Where a bit is flipped; 0 is nowhere.
+    pub(super) spot: u16,
+}
+
+impl Fate {
+    fn needs_a_detour(&self) -> bool {
+        self.wait_ns > 0 || self.copies > 0 || self.spot > 0
+    }
+}
+
+enum Outcome {
+    Passed,
+    Done,
+    Overflowed,
+    Failed,
 }
 
 /// All rules of one target.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) rules: Vec<ModelRule>,
+    /// Packets can be held back, copied and changed.
+    pub(super) can_detour: bool,
+    /// What it gets wrong on purpose.
+    pub(super) lie: Option<Lie>,
 }
 
 impl Model {
-    pub(super) fn new(rules: Vec<ModelRule>) -> Self {
-        Self { rules }
+    /// Whether any rule looks at the packet: it is one of IP, whole enough.
+    pub(super) fn sees(frame: &[u8]) -> bool {
+        destination(frame).is_some()
     }
 
-    /// The verdict for the next packet, an Ethernet frame that the target sends.
-    pub(super) fn decide(&mut self, frame: &[u8]) -> Verdict {
-        let Some(destination) = destination(frame) else {
-            return Verdict::Pass;
+    /// What happens to the next packet, an Ethernet frame that the target sends at CLOCK_MONOTONIC
+    /// nanoseconds `now`; and the id of the last rule that added to it.
+    pub(super) fn decide(&mut self, frame: &[u8], now: u64) -> (Fate, u32) {
+        let mut fate = Fate::default();
+        let mut last = 0;
+        let Some(to) = destination(frame) else {
+            return (fate, last);
         };
         for rule in &mut self.rules {
-            if rule.decide(&destination) == Verdict::Lose {
-                return Verdict::Lose;
+            let then = rule.decide(&to, frame.len() as u64, now, fate, self.can_detour);
+            if then != fate {
+                (fate, last) = (then, rule.id);
+            }
+            if fate.dropped {
+                break;
             }
         }
-        Verdict::Pass
+        match self.lie {
+            Some(Lie::Loss) if !fate.needs_a_detour() => fate.dropped = !fate.dropped,
+            Some(Lie::Wait) if fate.wait_ns > 0 => fate.wait_ns += 1,
+            Some(Lie::Copies) if fate.copies > 0 => fate.copies -= 1,
+            Some(Lie::Spot) if fate.spot > 1 => fate.spot -= 1,
+            Some(Lie::Count) => self.rules.iter_mut().for_each(|r| r.counted.matched += 1),
+            _ => {}
+        }
+        (fate, last)
+    }
+
+    /// The rule of this id.
+    pub(super) fn rule(&mut self, id: u32) -> Option<&mut ModelRule> {
+        self.rules.iter_mut().find(|rule| rule.id == id)
     }
 }
 
 impl ModelRule {
-    fn decide(&mut self, to: &Destination) -> Verdict {
-        let means = |peer: &Peer| {
-            peer.net().contains(&to.address) && peer.port().is_none_or(|port| to.port == Some(port))
-        };
-        let is_meant = self.peers.as_ref().is_none_or(|all| all.iter().any(means));
-        if self.is_past || self.is_void || !is_meant {
-            return Verdict::Pass;
+    fn decide(
+        &mut self,
+        to: &Destination,
+        bytes: u64,
+        now: u64,
+        before: Fate,
+        can_detour: bool,
+    ) -> Fate {
+        let is_meant = self
+            .peers
+            .as_ref()
+            .is_none_or(|all| all.iter().any(|peer| to.is(peer)));
+        if now >= self.rule.deadline_ns || self.is_void || self.is_foreign || !is_meant {
+            return before;
         }
-        self.matched += 1;
-        // Rules that leave nothing to chance or order do not count.
-        let draws = self.sample < ALWAYS
-            || self.first != 0
-            || self.every > 1
-            || (1..ALWAYS).contains(&self.loss);
-        let n = self.next;
-        self.next += u64::from(draws);
-        let sampled = (self.first == 0 || n < self.first)
-            && (self.every <= 1 || n.is_multiple_of(self.every))
-            && hit(self.seed, Stream::Sample, n, self.sample);
-        if !sampled || !hit(self.seed, Stream::Loss, n, self.loss) {
-            return Verdict::Pass;
+        self.counted.matched += 1;
+        let n = self.state.sequence;
+        self.state.sequence += u64::from(self.draws());
+        if !self.is_sampled(n) {
+            return before;
         }
-        if self.observe {
-            self.would_inject += 1;
-            return Verdict::Pass;
+        let (then, outcome) = match self.consider(n, bytes, now, before) {
+            // Without a detour only losing is possible.
+            (then, Outcome::Done) if !can_detour && !then.dropped && then.needs_a_detour() => {
+                (before, Outcome::Failed)
+            }
+            other => other,
+        };
+        let counted = &mut self.counted;
+        match outcome {
+            Outcome::Passed => {}
+            Outcome::Failed => counted.failed += 1,
+            Outcome::Done | Outcome::Overflowed if self.observe => counted.would_inject += 1,
+            Outcome::Done => counted.injected += 1,
+            Outcome::Overflowed => {
+                counted.injected += 1;
+                counted.overflowed += 1;
+            }
         }
-        self.injected += 1;
-        Verdict::Lose
-    }
-}
-
-/// Whom a packet goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Destination {
-    address: IpAddr,
-    port: Option<u16>,
-}
-
-fn destination(frame: &[u8]) -> Option<Destination> {
-    let kind = u16::from_be_bytes(bytes(frame, 12)?);
-    let packet = frame.get(14..)?;
-    let (address, transport) = match kind {
-        0x0800 => (
-            IpAddr::V4(Ipv4Addr::from(bytes::<4>(packet, 16)?)),
-            transport_of_ipv4(packet),
-        ),
-        0x86dd => (
-            IpAddr::V6(Ipv6Addr::from(bytes::<16>(packet, 24)?)),
-            transport_of_ipv6(packet),
-        ),
-        _ => return None,
-    };
-    let port = transport.and_then(|(protocol, offset)| {
-        let has_ports = matches!(protocol, 6 | 17 | 33 | 132 | 136);
-        let port = u16::from_be_bytes(bytes(packet, offset + 2).filter(|_| has_ports)?);
-        (port != 0).then_some(port)
-    });
-    Some(Destination { address, port })
-}
-
-/// RFC 791: protocol and where its header is; not in fragments after the first.
-fn transport_of_ipv4(packet: &[u8]) -> Option<(u8, usize)> {
-    let length = usize::from(packet.first()? & 0xf) * 4;
-    let fragment = u16::from_be_bytes(bytes(packet, 6)?) & 0x1fff;
-    (fragment == 0 && length >= 20).then_some((*packet.get(9)?, length))
-}
-
-/// RFC 8200, section 4: behind at most six extension headers.
-fn transport_of_ipv6(packet: &[u8]) -> Option<(u8, usize)> {
-    let mut next = *packet.get(6)?;
-    let mut at = 40;
-    for _ in 0..6 {
-        let length = match next {
-            0 | 43 | 60 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
-            51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
-            44 if u16::from_be_bytes(bytes(packet, at + 2)?) & 0xfff8 != 0 => return None,
-            44 => 8,
-            _ => return Some((next, at)),
-        };
-        next = *packet.get(at)?;
-        at += length;
-    }
-    None
-}
-
-fn bytes<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {
-    packet.get(at..at + N)?.try_into().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frame(kind: u16, packet: &[u8]) -> Vec<u8> {
-        let mut frame = vec![0; 12];
-        frame.extend(kind.to_be_bytes());
-        frame.extend(packet);
-        frame
+        if self.observe { before } else { then }
     }
 
-    #[test]
-    fn ports_are_found_behind_options_and_extension_headers() {
-        let mut v4 = vec![0; 32];
-        v4[0] = 0x46;
-        v4[9] = 17;
-        v4[16..20].copy_from_slice(&[10, 0, 0, 1]);
-        v4[26..28].copy_from_slice(&[0, 80]);
-        let to = |port| {
-            Some(Destination {
-                address: IpAddr::from([10, 0, 0, 1]),
-                port,
-            })
-        };
-        assert_eq!(destination(&frame(0x0800, &v4)), to(Some(80)));
-        v4[7] = 1;
-        assert_eq!(
-            destination(&frame(0x0800, &v4)),
-            to(None),
-            "a later fragment"
-        );
-        let mut v6 = vec![0; 40 + 16 + 8];
-        v6[6] = 60;
-        v6[40] = 6;
-        v6[41] = 1;
-        v6[58..60].copy_from_slice(&[1, 0]);
-        let found = destination(&frame(0x86dd, &v6)).and_then(|to| to.port);
-        assert_eq!(found, Some(256));
+    /// Rules that leave nothing to chance or order do not number their packets.
+    pub(super) fn draws(&self) -> bool {
+        let rule = &self.rule;
+        let is_chance = |chance: &Chance| (1..ALWAYS).contains(&chance.threshold);
+        rule.sample_threshold < ALWAYS
+            || rule.sample_first != 0
+            || rule.sample_every > 1
+            || rule.jitter_ns != 0
+            || rule.corrupt.threshold != 0
+            || [rule.loss, rule.duplicate, rule.reorder]
+                .iter()
+                .any(is_chance)
     }
 
-    #[test]
-    fn what_is_no_ip_packet_goes_nowhere() {
-        assert_eq!(destination(&frame(0x0806, &[0; 60])), None);
-        assert_eq!(destination(&frame(0x0800, &[0; 19])), None);
-        assert_eq!(destination(&[]), None);
+    fn is_sampled(&self, n: u64) -> bool {
+        let rule = &self.rule;
+        (rule.sample_first == 0 || n < rule.sample_first)
+            && (rule.sample_every <= 1 || n.is_multiple_of(rule.sample_every))
+            && hit(rule.seed, Stream::Sample, n, rule.sample_threshold)
+    }
+
+    fn hits(&self, stream: Stream, chance: &Chance, n: u64) -> bool {
+        let drawn = correlated(self.rule.seed, stream, n, chance.correlation);
+        u64::from(drawn) < chance.threshold
+    }
+
+    /// In the order of netem.
+    fn consider(&mut self, n: u64, bytes: u64, now: u64, before: Fate) -> (Fate, Outcome) {
+        let rule = self.rule;
+        let mut then = before;
+        if self.hits(Stream::Loss, &rule.loss, n) {
+            then.dropped = true;
+            return (then, Outcome::Done);
+        }
+        let mut packets = 1;
+        if self.hits(Stream::Duplicate, &rule.duplicate, n) {
+            then.copies += 1;
+            packets = 2;
+        }
+        if self.hits(Stream::Corrupt, &rule.corrupt, n) {
+            let drawn = draw(rule.seed, Stream::CorruptedBit, n);
+            then.spot = ((drawn >> 16) as u16).max(1);
+        }
+        let arrives = now.saturating_add(before.wait_ns);
+        let mut leaves = arrives;
+        let mut overtakes = false;
+        if rule.delay_ns > 0 {
+            overtakes = self.overtakes(n);
+            if !overtakes {
+                let at = u128::from(arrives) + self.delay(n);
+                leaves = at.min(rule.deadline_ns.into()) as u64;
+            }
+        }
+        if rule.buckets[0].bytes_per_second > 0 || rule.buckets[1].bytes_per_second > 0 {
+            for index in 0..BUCKETS {
+                match self.pour(index, leaves, bytes * packets) {
+                    Some(at) => leaves = at,
+                    None => {
+                        return (
+                            Fate {
+                                dropped: true,
+                                ..before
+                            },
+                            Outcome::Overflowed,
+                        );
+                    }
+                }
+            }
+        }
+        let wait = leaves.min(rule.deadline_ns).saturating_sub(arrives);
+        if wait > 0 {
+            then.wait_ns = (before.wait_ns + wait).min(LONGEST);
+        }
+        if then == before && !overtakes {
+            (before, Outcome::Passed)
+        } else {
+            (then, Outcome::Done)
+        }
+    }
+
+    /// Even between latency - jitter and latency + jitter, but not before now.
+    fn delay(&self, n: u64) -> u128 {
+        let Rule {
+            seed,
+            delay_ns,
+            jitter_ns,
+            jitter_correlation,
+            ..
+        } = self.rule;
+        let (delay, jitter) = (u128::from(delay_ns), u128::from(jitter_ns));
+        if jitter == 0 {
+            return delay;
+        }
+        let drawn = correlated(seed, Stream::Jitter, n, jitter_correlation);
+        let of_span = (2 * jitter * u128::from(drawn)) >> 32;
+        (delay + of_span).saturating_sub(jitter)
+    }
+
+    fn overtakes(&mut self, n: u64) -> bool {
+        let rule = self.rule;
+        if rule.reorder.threshold == 0 {
+            return false;
+        }
+        if rule.reorder_gap > 1 {
+            // Those that wait between two that overtake.
+            self.state.in_order += 1;
+            if self.state.in_order < rule.reorder_gap {
+                return false;
+            }
+        }
+        let hits = self.hits(Stream::Reorder, &rule.reorder, n);
+        if hits && rule.reorder_gap > 1 {
+            self.state.in_order = 0;
+        }
+        hits
+    }
+
+    /// When so many bytes that come to a bucket at `at` leave it; `None` if its queue is full.
+    fn pour(&mut self, index: usize, at: u64, bytes: u64) -> Option<u64> {
+        let bucket = self.rule.buckets[index];
+        if bucket.bytes_per_second == 0 {
+            return Some(at);
+        }
+        let cost = u128::from(bytes) * 1_000_000_000 / u128::from(bucket.bytes_per_second);
+        let clock = self.state.clocks[index];
+        let full_since = at.saturating_sub(bucket.burst_ns);
+        let next = clock.max(full_since) + cost as u64;
+        let others_wait = clock > at;
+        if others_wait && next - at > bucket.limit_ns {
+            return None;
+        }
+        self.state.clocks[index] = next;
+        Some(next.max(at))
+    }
+
+    /// What the kernel is told.
+    pub(super) fn kernel_rule(&self) -> Rule {
+        let flags = [
+            (flag::EGRESS, true),
+            (flag::OBSERVE, self.observe),
+            (flag::PEERS | flag::NETS, self.peers.is_some()),
+            (flag::DRAWS, self.draws()),
+        ];
+        let set = flags.iter().filter(|(_, is_set)| *is_set);
+        Rule {
+            flags: set.fold(0, |all, (flag, _)| all | flag),
+            peer_set: self.id,
+            // No cgroup has this id.
+            cgroup_id: if self.is_foreign { u64::MAX } else { 0 },
+            cgroup_depth: u32::from(self.is_foreign),
+            ..self.rule
+        }
     }
 }

@@ -1,98 +1,21 @@
-//! Random rules and packets that meet: few addresses, few ports, and every now and then damage.
+//! Random packets that rules mean, and every now and then damage.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use chaos_abi::RULES_PER_TARGET;
-use chaos_abi::sample::{ALWAYS, Stream, draw};
-use chaos_planner::fault::Peer;
-use ipnet::IpNet;
-
-use super::model::ModelRule;
-
-/// Numbers that follow from a seed.
-pub(super) struct Random {
-    seed: u64,
-    n: u64,
-}
-
-impl Random {
-    pub(super) fn new(seed: u64, round: u64) -> Self {
-        let [high, low] =
-            [1, 2].map(|n| u64::from(draw(seed ^ round.rotate_left(32), Stream::Sample, n)));
-        Self {
-            seed: high << 32 | low,
-            n: 0,
-        }
-    }
-
-    fn next(&mut self) -> u32 {
-        self.n += 1;
-        draw(self.seed, Stream::Sample, self.n)
-    }
-
-    fn below(&mut self, limit: u32) -> u32 {
-        self.next() % limit
-    }
-
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u32) as usize]
-    }
-
-    fn chance(&mut self, one_in: u32) -> bool {
-        self.below(one_in) == 0
-    }
-}
-
-/// An address that others are near.
-fn address(random: &mut Random) -> IpAddr {
-    let last = random.below(16);
-    if random.chance(2) {
-        IpAddr::V4(Ipv4Addr::from(
-            random.one_of(&[0x0a00_0000, 0x0a01_0000]) + last,
-        ))
-    } else {
-        let high = random.one_of(&[0xfd00_u128 << 112, 0xfd01 << 112]);
-        IpAddr::V6(Ipv6Addr::from(high + u128::from(last)))
-    }
-}
-
-fn peer(random: &mut Random) -> Peer {
-    let address = address(random);
-    let most: u8 = if address.is_ipv4() { 32 } else { 128 };
-    let length = random.one_of(&[most, most, most - 1, most - 3, most - 20, 7, 0]);
-    let net = IpNet::new(address, length).unwrap_or_else(|_| address.into());
-    Peer::new(net, random.chance(2).then(|| random.below(4) as u16 + 1))
-}
-
-pub(super) fn rules(random: &mut Random) -> Vec<ModelRule> {
-    let count = 1 + random.below(RULES_PER_TARGET as u32);
-    (1..=count)
-        .map(|id| ModelRule {
-            id,
-            generation: 1 + random.below(1000),
-            is_past: random.chance(8),
-            is_void: random.chance(8),
-            observe: random.chance(4),
-            peers: (!random.chance(6)).then(|| {
-                let peers = random.below(6);
-                (0..peers).map(|_| peer(random)).collect()
-            }),
-            seed: u64::from(random.next()),
-            sample: random.one_of(&[ALWAYS, ALWAYS, ALWAYS / 2, 0]),
-            first: random.one_of(&[0, 0, 0, 5]),
-            every: random.one_of(&[0, 0, 1, 3]),
-            loss: random.one_of(&[ALWAYS, ALWAYS / 2, ALWAYS / 10, 0]),
-            next: 0,
-            matched: 0,
-            injected: 0,
-            would_inject: 0,
-        })
-        .collect()
-}
+use super::random::{Random, address};
 
 /// An Ethernet frame of 15 bytes at least: that much the kernel wants.
 pub(super) fn packet(random: &mut Random) -> Vec<u8> {
+    if random.chance(50) {
+        // Noise.
+        let length = 15 + random.below(100);
+        return (0..length).map(|_| random.next() as u8).collect();
+    }
     let mut frame = vec![2; 12];
+    if random.chance(30) {
+        // A VLAN's tag in front: what is behind is not looked at.
+        frame.extend([0x81, 0x00, 0x00, 0x07]);
+    }
     let to = address(random);
     let kind: u16 = match to {
         _ if random.chance(20) => random.one_of(&[0x0806, 0x8100, 0x88cc, 0x0001]),

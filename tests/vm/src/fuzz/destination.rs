@@ -1,0 +1,119 @@
+//! Whom a packet goes to, read from the frame by the RFCs.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use chaos_planner::fault::Peer;
+
+/// Whom a packet goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Destination {
+    address: IpAddr,
+    port: Option<u16>,
+}
+
+impl Destination {
+    /// Whether it is one of them.
+    pub(super) fn is(&self, peer: &Peer) -> bool {
+        peer.net().contains(&self.address) && peer.port().is_none_or(|port| self.port == Some(port))
+    }
+}
+
+/// Of an Ethernet frame; `None` of what is not IP, and of what is too short to say.
+pub(super) fn destination(frame: &[u8]) -> Option<Destination> {
+    let kind = u16::from_be_bytes(bytes(frame, 12)?);
+    let packet = frame.get(14..)?;
+    let (address, transport) = match kind {
+        0x0800 => (
+            IpAddr::V4(Ipv4Addr::from(bytes::<4>(packet, 16)?)),
+            transport_of_ipv4(packet),
+        ),
+        0x86dd => (
+            IpAddr::V6(Ipv6Addr::from(bytes::<16>(packet, 24)?)),
+            transport_of_ipv6(packet),
+        ),
+        _ => return None,
+    };
+    let port = transport.and_then(|(protocol, offset)| {
+        let has_ports = matches!(protocol, 6 | 17 | 33 | 132 | 136);
+        let port = u16::from_be_bytes(bytes(packet, offset + 2).filter(|_| has_ports)?);
+        (port != 0).then_some(port)
+    });
+    Some(Destination { address, port })
+}
+
+/// RFC 791: protocol and where its header is; not in fragments after the first.
+fn transport_of_ipv4(packet: &[u8]) -> Option<(u8, usize)> {
+    let length = usize::from(packet.first()? & 0xf) * 4;
+    let fragment = u16::from_be_bytes(bytes(packet, 6)?) & 0x1fff;
+    (fragment == 0 && length >= 20).then_some((*packet.get(9)?, length))
+}
+
+/// RFC 8200, section 4: behind at most six extension headers.
+fn transport_of_ipv6(packet: &[u8]) -> Option<(u8, usize)> {
+    let mut next = *packet.get(6)?;
+    let mut at = 40;
+    for _ in 0..6 {
+        let length = match next {
+            0 | 43 | 60 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
+            51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
+            44 if u16::from_be_bytes(bytes(packet, at + 2)?) & 0xfff8 != 0 => return None,
+            44 => 8,
+            _ => return Some((next, at)),
+        };
+        next = *packet.get(at)?;
+        at += length;
+    }
+    None
+}
+
+fn bytes<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {
+    packet.get(at..at + N)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u16, packet: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend(kind.to_be_bytes());
+        frame.extend(packet);
+        frame
+    }
+
+    #[test]
+    fn ports_are_found_behind_options_and_extension_headers() {
+        let mut v4 = vec![0; 32];
+        v4[0] = 0x46;
+        v4[9] = 17;
+        v4[16..20].copy_from_slice(&[10, 0, 0, 1]);
+        v4[26..28].copy_from_slice(&[0, 80]);
+        let to = |port| {
+            Some(Destination {
+                address: IpAddr::from([10, 0, 0, 1]),
+                port,
+            })
+        };
+        assert_eq!(destination(&frame(0x0800, &v4)), to(Some(80)));
+        v4[7] = 1;
+        assert_eq!(
+            destination(&frame(0x0800, &v4)),
+            to(None),
+            "a later fragment"
+        );
+        let mut v6 = vec![0; 40 + 16 + 8];
+        v6[6] = 60;
+        v6[40] = 6;
+        v6[41] = 1;
+        v6[58..60].copy_from_slice(&[1, 0]);
+        let found = destination(&frame(0x86dd, &v6)).and_then(|to| to.port);
+        assert_eq!(found, Some(256));
+    }
+
+    #[test]
+    fn what_is_no_ip_packet_goes_nowhere() {
+        assert_eq!(destination(&frame(0x0806, &[0; 60])), None);
+        assert_eq!(destination(&frame(0x0800, &[0; 19])), None);
+        assert_eq!(destination(&[]), None);
+    }
+}

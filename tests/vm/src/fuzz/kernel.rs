@@ -1,0 +1,211 @@
+//! The kernel's side: the programs, the rules that they have, and what is to be seen of a packet.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{TestRun, TestRunOptions};
+use chaos_abi::control;
+use chaos_abi::network::{RuleRef, Target, target_flag};
+use chaos_agent::executor::PeerEntries;
+use chaos_agent::kernel::maps::TargetKind;
+use chaos_agent::kernel::netlink::Netlink;
+
+use super::detour::{Detour, OURS, Seen, Size};
+use super::model::{Counted, Model};
+use crate::programs::{LOOPBACK, Programs, SLOT};
+
+/// Index of no device.
+const NOWHERE: u32 = 9_999;
+
+/// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`, include/uapi/linux/pkt_cls.h.
+const OK: u32 = 0;
+const SHOT: u32 = 2;
+const REDIRECT: u32 = 7;
+
+/// `struct __sk_buff`, include/uapi/linux/bpf.h: its length, and where some of its fields are.
+const CONTEXT: usize = 192;
+const INGRESS_IFINDEX: usize = 36;
+const CB: usize = 48;
+const TSTAMP: usize = 152;
+const GSO_SEGS: usize = 164;
+
+/// The programs, and the rules that they have.
+pub(super) struct Kernel {
+    programs: Programs,
+    held: Vec<PeerEntries>,
+    /// Both ends of the detour.
+    devices: [u32; 2],
+}
+
+/// What comes back of a run.
+struct Ran {
+    verdict: u32,
+    context: [u8; CONTEXT],
+    frame: Vec<u8>,
+}
+
+impl Kernel {
+    /// In a network namespace of its own, which gets the devices of a detour.
+    pub(super) fn load(bpffs: &Path) -> Result<Self> {
+        let devices = Netlink::open()
+            .and_then(|mut netlink| netlink.add_veth("detour-in", "detour-out"))
+            .context("failed to make a pair of veth devices")?;
+        Ok(Self {
+            programs: Programs::load(&bpffs.join("fuzz"))?,
+            held: Vec::new(),
+            devices,
+        })
+    }
+
+    /// Gives it the model's rules instead of those it has.
+    pub(super) fn take(&mut self, model: &Model, detour: &Detour) -> Result<()> {
+        let maps = &mut self.programs.maps;
+        maps.set_control(control::ARMED, 1)?;
+        maps.set_target(TargetKind::Device, SLOT.into(), Target::default())?;
+        maps.nothing_waits(SLOT as u16)?;
+        for entries in std::mem::take(&mut self.held) {
+            entries.leave(&PeerEntries::default(), maps)?;
+        }
+        let mut target = Target {
+            device: LOOPBACK,
+            budget: u32::try_from(detour.budget)?,
+            flags: if detour.cuts {
+                target_flag::SEGMENTS
+            } else {
+                0
+            },
+            ..Target::default()
+        };
+        if model.can_detour {
+            let [inward, outward] = self.devices;
+            target.detour_in = if detour.works { inward } else { NOWHERE };
+            target.detour_out = outward;
+        }
+        for (place, one) in target.rules.iter_mut().zip(&model.rules) {
+            if let Some(peers) = &one.peers {
+                let entries = PeerEntries::of(one.id, peers);
+                PeerEntries::default().enter(&entries, maps)?;
+                self.held.push(entries);
+            }
+            maps.reset_counters(one.id)?;
+            let rule = one.kernel_rule();
+            maps.set_rule(one.id, rule)?;
+            *place = RuleRef {
+                id: one.id,
+                // A reference to another life of the rule is void.
+                generation: rule.generation + u32::from(one.is_void),
+            };
+        }
+        Ok(maps.set_target(TargetKind::Device, SLOT.into(), target)?)
+    }
+
+    /// What `tc_egress` does to a packet. One that `passes_by` comes out of the detour.
+    pub(super) fn treat(&self, frame: &[u8], size: Size, passes_by: bool) -> Result<Seen> {
+        let mut context = [0; CONTEXT];
+        if passes_by {
+            put(&mut context, INGRESS_IFINDEX, self.devices[1]);
+        }
+        put(&mut context, GSO_SEGS, size.segments);
+        let ran = self.run("tc_egress", frame, context)?;
+        ensure!(
+            ran.frame == frame,
+            "the packet was changed: {:02x?}",
+            ran.frame
+        );
+        Ok(Seen {
+            verdict: ran.verdict,
+            carried: std::array::from_fn(|i| word(&ran.context, CB + 4 * i)),
+            waiting: self.programs.maps.waiting(SLOT as u16)?,
+        })
+    }
+
+    /// What time it was when the last packet was looked at.
+    pub(super) fn clock(&self) -> Result<u64> {
+        Ok(self.programs.maps.counters(1)?.last_ns)
+    }
+
+    /// The stamp lets a packet that carries this go at `at`, and nothing that is not ours.
+    pub(super) fn stamps(&self, frame: &[u8], carried: [u32; 5], at: u64) -> Result<()> {
+        let ran = self.run("tc_egress_stamp", frame, with(carried))?;
+        let stamp =
+            u64::from(word(&ran.context, TSTAMP + 4)) << 32 | u64::from(word(&ran.context, TSTAMP));
+        ensure!(
+            (ran.verdict, stamp) == (OK, at),
+            "stamped {stamp} with verdict {}, not {at}",
+            ran.verdict
+        );
+        let foreign = carried.map(|word| if word == OURS { 0 } else { word });
+        let verdict = self.run("tc_egress_stamp", frame, with(foreign))?.verdict;
+        ensure!(verdict == SHOT, "a foreign packet got verdict {verdict}");
+        Ok(())
+    }
+
+    /// What a packet looks like behind the detour, and how much waits then.
+    pub(super) fn come_out(&self, frame: &[u8], carried: [u32; 5]) -> Result<(Vec<u8>, u64)> {
+        let ran = self.run("tc_egress_return", frame, with(carried))?;
+        ensure!(
+            ran.verdict == REDIRECT,
+            "returned with verdict {}",
+            ran.verdict
+        );
+        Ok((ran.frame, self.programs.maps.waiting(SLOT as u16)?))
+    }
+
+    /// Counters, draws and clocks are the model's.
+    pub(super) fn compare(&self, model: &Model) -> Result<()> {
+        for rule in &model.rules {
+            let counted = self.programs.maps.counters(rule.id)?;
+            let counted = Counted {
+                matched: counted.matched,
+                injected: counted.injected,
+                would_inject: counted.would_inject,
+                overflowed: counted.overflowed,
+                over_budget: counted.over_budget,
+                failed: counted.failed,
+            };
+            let state = self.programs.maps.state(rule.id)?;
+            ensure!(
+                (counted, state) == (rule.counted, rule.state),
+                "the kernel: {counted:?}, {state:?}, the model: {rule:#?}"
+            );
+        }
+        Ok(())
+    }
+
+    fn run(&self, program: &str, frame: &[u8], context: [u8; CONTEXT]) -> Result<Ran> {
+        let mut ran = Ran {
+            verdict: 0,
+            context: [0; CONTEXT],
+            frame: vec![0; frame.len()],
+        };
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut ran.frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut ran.context),
+            ..TestRunOptions::new()
+        };
+        let result = self.programs.classifier(program)?.test_run(options)?;
+        ran.verdict = result.return_value;
+        Ok(ran)
+    }
+}
+
+/// A context that carries this.
+fn with(carried: [u32; 5]) -> [u8; CONTEXT] {
+    let mut context = [0; CONTEXT];
+    for (i, word) in carried.into_iter().enumerate() {
+        put(&mut context, CB + 4 * i, word);
+    }
+    context
+}
+
+fn put(context: &mut [u8; CONTEXT], at: usize, word: u32) {
+    context[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+}
+
+fn word(context: &[u8; CONTEXT], at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&context[at..at + 4]);
+    u32::from_ne_bytes(bytes)
+}
