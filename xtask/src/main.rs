@@ -2,6 +2,7 @@
 //!
 //! One module per command; this file only says which commands there are.
 
+mod bench;
 mod cache;
 mod cluster;
 mod cluster_tests;
@@ -86,6 +87,8 @@ enum Task {
     },
     /// Try random packets: the packet program's verdicts against those of a model, on this machine
     Fuzz(fuzz::Options),
+    /// Measure what faults cost and how exact they are, beside netem
+    Bench(bench::Options),
     /// Run all tests: format, house rules, lints, unit tests, machines with each kernel
     Test(test::Options),
     /// Check the house rules alone
@@ -131,6 +134,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Codegen { check } => codegen::run(check)?,
         Task::Vm { kernel, options } => return vmtest::run(&root, kernel, &options),
         Task::Fuzz(options) => fuzz::run(&root, &options)?,
+        Task::Bench(options) => return bench::run(&root, &options),
         Task::Test(options) => return test::run(&root, &options),
         Task::Tidy => return tidy::run(&root),
     }

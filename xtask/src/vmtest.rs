@@ -23,7 +23,7 @@ use crate::{
     step::{Step, step},
 };
 
-pub(crate) use image::{Binaries, build};
+pub(crate) use image::{Binaries, build, built};
 pub(crate) use outcome::{KernelRun, TestResult};
 
 /// A machine that still runs after this time hangs: the runner inside has limits of its own.
@@ -51,6 +51,12 @@ pub(crate) struct Options {
     /// Run only the K-th of N equal shares, counted from 0
     #[arg(long, value_name = "K/N", value_parser = Share::parse)]
     pub(crate) share: Option<Share>,
+    /// Appended to the kernel's command line, for those inside to read
+    #[arg(skip)]
+    pub(crate) append: String,
+    /// The machine may run so long instead of [`TIME_LIMIT`]
+    #[arg(skip)]
+    pub(crate) time_limit: Option<Duration>,
 }
 
 /// A part of the tests, for one machine of several.
@@ -78,7 +84,7 @@ impl Share {
 /// If the machine could not be made; failed tests are in the exit code.
 pub(crate) fn run(root: &Path, series: Series, options: &Options) -> Result<ExitCode> {
     let binaries = if options.no_build {
-        image::built(root)
+        built(root)
     } else {
         build(root)?
     };
@@ -141,11 +147,10 @@ pub(crate) fn boot(
             .with_context(|| format!("failed to write {}", initrd.display()))?;
         let console = directory.join("console.log");
         let process = format!("faultline-test-{name}");
-        let mut machine = Machine::new(&process, &kernel.vmlinuz, &initrd, &console, TIME_LIMIT);
-        machine.append = MITIGATIONS.to_owned();
-        machine
-            .append
-            .push_str(&arguments(only, options.share, None));
+        let limit = options.time_limit.unwrap_or(TIME_LIMIT);
+        let mut machine = Machine::new(&process, &kernel.vmlinuz, &initrd, &console, limit);
+        let parameters = format!("{MITIGATIONS} {}", options.append);
+        machine.append = format!("{parameters}{}", arguments(only, options.share, None));
         let events = directory.join("events.jsonl");
         machine.report = Some(events.clone());
         let mut boots = 1;
@@ -174,10 +179,8 @@ pub(crate) fn boot(
                     // What came before it stands; it and the end of the run come again.
                     let is_new = |r: &TestResult| r.test != test && r.test != outcome::CUT_SHORT;
                     before.extend(results.into_iter().filter(is_new));
-                    machine.append = format!(
-                        "{MITIGATIONS}{}",
-                        arguments(only, options.share, Some(&test))
-                    );
+                    let rest = arguments(only, options.share, Some(&test));
+                    machine.append = format!("{parameters}{rest}");
                 }
                 Ok(mut run) => {
                     before.append(&mut run.results);

@@ -4,15 +4,23 @@
 //! Here is how things are compared; what is compared is in the modules. The rules are those of
 //! [`crate::figures`].
 
+pub(crate) mod agent;
 mod empty;
+mod lanes;
+mod netem;
+pub(crate) mod network;
 pub mod packets;
+
+use std::fs::OpenOptions;
+use std::io::Write;
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::figures::statistics::{median, median_with_interval};
-use crate::figures::{Figure, Interval};
+use crate::figures::{Figure, Interval, PAIRS};
+use crate::runner::EVENTS;
 
 /// How often a comparison is begun anew after its control has failed: of good controls one in twenty
 /// fails by chance.
@@ -20,6 +28,27 @@ const TRIES: u32 = 3;
 
 /// The fewest pairs that say anything.
 pub const FEWEST_PAIRS: usize = 15;
+
+/// How many pairs the host asks for.
+fn asked_pairs() -> Result<usize> {
+    let line = std::fs::read_to_string("/proc/cmdline").context("no kernel command line")?;
+    let pairs = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(PAIRS));
+    let pairs = pairs.with_context(|| format!("{PAIRS}: not there: run `cargo xtask bench`"))?;
+    pairs
+        .parse()
+        .with_context(|| format!("{PAIRS}{pairs}: must be a number"))
+}
+
+/// Tells the host.
+fn tell(figure: &Figure) -> Result<()> {
+    let mut host = OpenOptions::new()
+        .write(true)
+        .open(EVENTS)
+        .context("failed to open the console of events")?;
+    writeln!(host, "{}", figure.line()).context("failed to tell the host")
+}
 
 /// Keeps this thread on the CPU that it is on: another one's caches are cold.
 ///

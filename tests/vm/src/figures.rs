@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 pub use statistics::Interval;
 use statistics::median_with_interval;
 
+/// On the kernel's command line of a machine that measures: how many pairs. The kernel takes a word with a
+/// dot for a module's and leaves it alone.
+pub const PAIRS: &str = "faultline.pairs=";
+
 /// Opens the line; no [`Event`](crate::report::Event) begins like this.
 const MARKER: &str = "@@vm-bench ";
 

@@ -146,7 +146,10 @@ impl Namespace {
     }
 
     /// Talks to the kernel's netlink inside of the namespace.
-    fn netlink<T: Send>(&self, work: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
+    pub(crate) fn netlink<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(Handle) -> Result<T> + Send,
+    ) -> Result<T> {
         self.within(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()
@@ -242,7 +245,7 @@ pub fn loopback_up() -> Result<()> {
     Namespace { file }.netlink(async |handle| link_up(&handle, "lo").await)
 }
 
-async fn link_index(handle: &Handle, name: &str) -> Result<u32> {
+pub(crate) async fn link_index(handle: &Handle, name: &str) -> Result<u32> {
     let found = handle
         .link()
         .get()

@@ -2,6 +2,7 @@
 
 mod cycles;
 mod deadline;
+mod figures;
 mod lost;
 mod packets;
 mod peers;

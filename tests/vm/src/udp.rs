@@ -284,7 +284,8 @@ fn prober(args: &str) -> Result<()> {
     Ok(())
 }
 
-fn bind(address: SocketAddr) -> Result<UdpSocket> {
+/// A socket with room for what comes in bursts.
+pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
     };
