@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkIfb, LinkUnspec, LinkVeth};
 
 /// The device on either side of a [`Pair`], as a pod has it.
 pub const DEVICE: &str = "eth0";
@@ -74,6 +74,22 @@ impl Namespace {
     /// There is no such device.
     pub fn up(&self, device: &str) -> Result<()> {
         self.netlink(async |handle| link_up(&handle, device).await)
+    }
+
+    /// Makes a device that takes every packet and lets none out, however many come: ifb drops what was
+    /// not redirected to it by an action of a filter (`ifb_xmit`, drivers/net/ifb.c). Its index.
+    ///
+    /// # Errors
+    /// The kernel has no ifb.
+    pub fn add_sink(&self) -> Result<u32> {
+        const NAME: &str = "sink";
+        self.netlink(async |handle| {
+            let made = handle.link().add(LinkIfb::new(NAME).up().build());
+            made.execute()
+                .await
+                .context("failed to make an ifb device (is the module ifb there?)")?;
+            link_index(&handle, NAME).await
+        })
     }
 
     /// The names of the devices in it, sorted: to see that a fault has taken its own away again.

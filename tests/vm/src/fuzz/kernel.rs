@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::programs::{TestRun, TestRunOptions};
 use chaos_abi::control;
 use chaos_abi::network::{RuleRef, Target, target_flag};
 use chaos_agent::executor::PeerEntries;
 use chaos_agent::kernel::maps::TargetKind;
-use chaos_agent::kernel::netlink::Netlink;
 
 use super::detour::{Detour, OURS, Seen, Size};
 use super::model::{Counted, Model};
@@ -16,6 +15,9 @@ use crate::programs::{LOOPBACK, Programs, SLOT};
 
 /// Index of no device.
 const NOWHERE: u32 = 9_999;
+
+/// Index that packets come in by that come out of the detour. Only compared: it need not be there.
+const OUT: u32 = 9_998;
 
 /// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`, include/uapi/linux/pkt_cls.h.
 const OK: u32 = 0;
@@ -33,8 +35,8 @@ const GSO_SEGS: usize = 164;
 pub(super) struct Kernel {
     programs: Programs,
     held: Vec<PeerEntries>,
-    /// Both ends of the detour.
-    devices: [u32; 2],
+    /// Where the detour begins.
+    sink: u32,
 }
 
 /// What comes back of a run.
@@ -45,15 +47,12 @@ struct Ran {
 }
 
 impl Kernel {
-    /// In a network namespace of its own, which gets the devices of a detour.
-    pub(super) fn load(bpffs: &Path) -> Result<Self> {
-        let devices = Netlink::open()
-            .and_then(|mut netlink| netlink.add_veth("detour-in", "detour-out"))
-            .context("failed to make a pair of veth devices")?;
+    /// Packets go into the detour by the device `sink` of this namespace.
+    pub(super) fn load(bpffs: &Path, sink: u32) -> Result<Self> {
         Ok(Self {
             programs: Programs::load(&bpffs.join("fuzz"))?,
             held: Vec::new(),
-            devices,
+            sink,
         })
     }
 
@@ -77,9 +76,8 @@ impl Kernel {
             ..Target::default()
         };
         if model.can_detour {
-            let [inward, outward] = self.devices;
-            target.detour_in = if detour.works { inward } else { NOWHERE };
-            target.detour_out = outward;
+            target.detour_in = if detour.works { self.sink } else { NOWHERE };
+            target.detour_out = OUT;
         }
         for (place, one) in target.rules.iter_mut().zip(&model.rules) {
             if let Some(peers) = &one.peers {
@@ -103,7 +101,7 @@ impl Kernel {
     pub(super) fn treat(&self, frame: &[u8], size: Size, passes_by: bool) -> Result<Seen> {
         let mut context = [0; CONTEXT];
         if passes_by {
-            put(&mut context, INGRESS_IFINDEX, self.devices[1]);
+            put(&mut context, INGRESS_IFINDEX, OUT);
         }
         put(&mut context, GSO_SEGS, size.segments);
         let ran = self.run("tc_egress", frame, context)?;
