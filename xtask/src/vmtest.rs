@@ -27,7 +27,7 @@ pub(crate) use image::{Binaries, build, built};
 pub(crate) use outcome::{KernelRun, TestResult};
 
 /// A machine that still runs after this time hangs: the runner inside has limits of its own.
-const TIME_LIMIT: Duration = Duration::from_secs(1200);
+const TIME_LIMIT: Duration = Duration::from_secs(2400);
 
 /// QEMU's emulation of code that patches itself on another CPU fails now and then: the kernel dies of
 /// an `int3`. The machine is booted again and goes on with the test that it was at.
