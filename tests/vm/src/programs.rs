@@ -43,13 +43,15 @@ pub fn private_bpffs() -> Result<&'static Path> {
     Ok(bpffs)
 }
 
-/// Both objects, loaded. Their pins are removed on drop.
+/// The objects that are about packets, loaded. Their pins are removed on drop.
 pub(crate) struct Programs {
     directory: PathBuf,
     /// Their maps, and no agent's.
     pub(crate) maps: Pinned,
     pub(crate) egress: Ebpf,
     cgroup: Ebpf,
+    // Its maps are among those of the agent.
+    _clock_shift: Ebpf,
 }
 
 impl Programs {
@@ -64,6 +66,7 @@ impl Programs {
         })?;
         let mut cgroup = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
         let mut egress = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
+        let _clock_shift = objects::load(Mechanism::ClockShift, &pins, &[])?;
         for (_, program) in cgroup.programs_mut().chain(egress.programs_mut()) {
             match program {
                 Program::SchedClassifier(classifier) => classifier.load()?,
@@ -81,6 +84,7 @@ impl Programs {
             directory: directory.to_owned(),
             egress,
             cgroup,
+            _clock_shift,
         })
     }
 
