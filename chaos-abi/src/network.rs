@@ -1,4 +1,4 @@
-//! The network family: `TARGETS`, `RULES` and `PEERS` of `cgroup_drop` and `tc_egress`.
+//! The network family: `TARGETS`, `RULES` and `PEERS` of `cgroup_drop`, `tc_egress` and `tc_ingress`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -36,22 +36,23 @@ impl RuleRef {
 
 /// Value of `TARGETS`: the rules of one target.
 ///
-/// The key is a `u64`: the cgroup id for `cgroup_drop`; for `tc_egress` the slot of a network
-/// device, which the filter carries as its classid (1 to [`MAX_TARGETS`] - 1).
+/// The key is a `u64`: the cgroup id for `cgroup_drop`; for `tc_egress` and `tc_ingress` the slot of
+/// a direction of a network device, which the filter carries as its classid (1 to [`MAX_TARGETS`] -
+/// 1).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Target {
     /// Filled from the front; the first with generation 0 ends the list.
     pub rules: [RuleRef; RULES_PER_TARGET],
-    /// `tc_egress`: ifindex of the target's device, where the detour leads back to.
+    /// tc: ifindex of the target's device, where the detour leads back to.
     pub device: u32,
-    /// `tc_egress`: ifindex of the end of the detour that packets are sent into; 0 without one.
+    /// tc: ifindex of the end of the detour that packets are sent into; 0 without one.
     pub detour_in: u32,
-    /// `tc_egress`: ifindex of the end of the detour that they come out of; 0 without one.
+    /// tc: ifindex of the end of the detour that they come out of; 0 without one.
     pub detour_out: u32,
-    /// `tc_egress`: the most that may wait in the detour, in [`waiting_units`].
+    /// tc: the most that may wait in the detour, in [`waiting_units`].
     pub budget: u32,
-    /// `tc_egress`: bits of [`target_flag`].
+    /// tc: bits of [`target_flag`].
     pub flags: u32,
     /// Always 0.
     pub reserved: u32,
@@ -79,6 +80,8 @@ pub mod flag {
     pub const NETS: u32 = 1 << 5;
     /// Some packets are hit and others are not, see [`super::Rule::draws`].
     pub const DRAWS: u32 = 1 << 6;
+    /// Beside [`PEERS`]: their ports are those that packets come from, not those that they go to.
+    pub const SOURCE_PORT: u32 = 1 << 7;
 }
 
 /// One fault on one target.
@@ -104,7 +107,7 @@ pub struct Rule {
     pub sample_first: u64,
     /// `sample.every`: only each so many-th matching packet; 0 and 1 are all.
     pub sample_every: u64,
-    /// Loss; this and what follows up to [`Self::buckets`] by `tc_egress` only.
+    /// Loss; this and what follows up to [`Self::buckets`] not by `cgroup_drop`.
     pub loss: Chance,
     /// A copy is sent, too.
     pub duplicate: Chance,
@@ -122,7 +125,7 @@ pub struct Rule {
     pub jitter_correlation: u64,
     /// `rate`, `bandwidth`, and the peak rate of `bandwidth`: a packet passes all three.
     pub buckets: [Bucket; BUCKETS],
-    /// Only packets of sockets in this cgroup; 0 is all. `tc_egress` on a device that others use too.
+    /// Only packets of sockets in this cgroup; 0 is all. For a device that others use too.
     pub cgroup_id: u64,
     /// Depth of [`Self::cgroup_id`] below the root of the hierarchy (the root is 0).
     pub cgroup_depth: u32,
@@ -177,7 +180,8 @@ pub struct PeerKey {
     pub set: u32,
     /// Network byte order.
     pub addr: [u8; 16],
-    /// Destination port, host byte order; 0 for the entry that says what ports there are.
+    /// Destination port (source port with [`flag::SOURCE_PORT`]), host byte order; 0 for the entry
+    /// that says what ports there are.
     pub port: u16,
     /// Length of the prefix of `addr`: 128 for an address, else it is about a port of a network.
     pub prefix: u16,

@@ -47,8 +47,8 @@ pub struct Programs {
     pub cgroup_drop: Option<CgroupDrop>,
     /// For clocks.
     pub clock_shift: Option<ClockShift>,
-    /// For everything else that is done to packets.
-    pub tc_egress: Option<TcEgress>,
+    /// For everything else that is done to packets: those of each way that works here.
+    pub tc: Vec<TcEgress>,
 }
 
 /// Owner of everything that this node changes.
@@ -76,10 +76,10 @@ impl Executor {
         let Programs {
             cgroup_drop,
             clock_shift,
-            tc_egress,
+            tc,
         } = programs;
         let root_netns = netns::inode(&proc_root.join("1/ns/net")).unwrap_or(0);
-        let devices = Devices::new(tc_egress, proc_root, devices, budget);
+        let devices = Devices::new(tc, proc_root, devices, budget);
         let ids = Ids::default();
         Self {
             maps,
@@ -276,7 +276,7 @@ impl Executor {
             }) {
                 return Ok(Some("an entry of its target"));
             }
-            if rule.mechanism == MechanismName::TcEgress && self.devices.is_draining(rule.key) {
+            if rule.mechanism.way().is_some() && self.devices.is_draining(rule.key) {
                 return Ok(Some("packets on the way"));
             }
             if self.clocks_remain(rule)? {
@@ -350,8 +350,9 @@ impl Executor {
     /// What the kernel answers.
     pub fn counts(&self, armed: &Armed) -> Result<(Counts, Option<u64>), MapError> {
         let mut sum = Counters::default();
-        for rule in &armed.rules {
-            sum.merge(&self.maps.counters(rule.id)?);
+        let ids: BTreeSet<_> = armed.rules.iter().map(|rule| rule.id).collect();
+        for id in ids {
+            sum.merge(&self.maps.counters(id)?);
         }
         Ok((counts(&sum), (sum.first_ns != 0).then_some(sum.first_ns)))
     }
@@ -362,7 +363,7 @@ impl Executor {
         let mut devices = armed
             .rules
             .iter()
-            .filter(|rule| rule.mechanism == MechanismName::TcEgress)
+            .filter(|rule| rule.mechanism.way().is_some())
             .peekable();
         if devices.peek().is_none() {
             return true;
@@ -403,7 +404,7 @@ impl Executor {
             .maps
             .target(rule.mechanism.into(), rule.key)?
             .unwrap_or_default();
-        if rule.mechanism == MechanismName::TcEgress {
+        if rule.mechanism.way().is_some() {
             self.devices.describe(rule.key, &mut target);
         }
         Ok(target)

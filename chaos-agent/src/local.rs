@@ -58,17 +58,6 @@ pub fn rules(document: &Document) -> Vec<FieldError> {
             "remove it, and start this command by cron or a systemd timer",
         );
     }
-    if let Some(spec) = network
-        && spec.action != NetworkAction::Partition
-        && spec.direction.unwrap_or_default() != Direction::To
-    {
-        refuse(
-            "spec.direction",
-            spec.direction.unwrap_or_default().as_str().to_owned(),
-            "all but partition acts on what a process sends",
-            "set it to `to`, or apply the fault to the processes on the other side",
-        );
-    }
     errors
 }
 

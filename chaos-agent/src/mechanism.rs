@@ -5,7 +5,9 @@
 mod canary;
 pub mod cgroup_drop;
 pub mod clock_shift;
+pub mod links;
 pub mod tc_egress;
+pub mod tc_ingress;
 
 use std::io;
 use std::path::Path;

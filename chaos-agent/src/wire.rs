@@ -161,6 +161,7 @@ pub fn capabilities(node: &str, capabilities: &Capabilities) -> proto::Capabilit
             .map(|capability| proto::Capability {
                 mechanism: capability.mechanism.name().to_owned(),
                 supported: capability.supported,
+                only_loss: capability.only_loss,
                 reason: capability.reason.clone(),
             })
             .collect(),

@@ -176,13 +176,6 @@ fn every_error_names_its_line_its_field_and_what_to_do() {
         ),
         (
             "  duration: 30s",
-            "  direction: from",
-            &[
-                "delay.yaml:12: spec.direction: from: action delay in this direction happens on the target pods, and there is no target; set spec.target, or direction to",
-            ],
-        ),
-        (
-            "  duration: 30s",
             "  duration: 30\n  faultline: {follow: 'yes', sample: {first: 0, every: 1.5}}",
             &[
                 "delay.yaml:12: spec.duration: 30: must be a string; put it in quotes",

@@ -1,6 +1,6 @@
 //! What all kernel programs share: is anything armed, which rules apply, which packets are hit,
 //! what is counted. The programs themselves are in `src/bin/`, one object each; what is done to
-//! packets that are not just dropped is in `effects.rs`.
+//! packets that are not just dropped is in `effects.rs` and `detour.rs`.
 //!
 //! Maps that are defined here land in every object; all of them are pinned by name, so that the
 //! objects of a node share them.
@@ -10,6 +10,7 @@
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
 
+pub mod detour;
 pub mod effects;
 pub mod generation;
 pub mod network;

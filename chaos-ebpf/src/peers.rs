@@ -54,7 +54,11 @@ pub fn is_meant(rule: &Rule, skb: &SkBuff, addr: [u8; 16]) -> bool {
     match of {
         ports::ALL => true,
         ports::SOME => {
-            key.port = destination_port(skb);
+            key.port = if rule.flags & flag::SOURCE_PORT == 0 {
+                ports_of(skb.skb)
+            } else {
+                ports_of(skb.skb) >> 16
+            } as u16;
             // SAFETY: as above; the value says nothing here.
             key.port != 0 && unsafe { PEERS.get(key) }.is_some()
         }
@@ -67,17 +71,11 @@ fn is_ipv4(skb: &SkBuff) -> bool {
     ethertype(skb) == ETH_P_IP
 }
 
-/// Destination port of a TCP, UDP, UDP-Lite, DCCP or SCTP packet; 0 for others, and for a fragment
-/// that is not the first: it has none.
-#[inline(always)]
-fn destination_port(skb: &SkBuff) -> u16 {
-    destination_port_of(skb.skb) as u16
-}
-
-/// A global function: verified once, on its own.
+/// Source port (the upper half) and destination port of a TCP, UDP, UDP-Lite, DCCP or SCTP packet; 0
+/// for others, and for a fragment that is not the first: it has none. A global function: verified once, on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn destination_port_of(skb: *mut __sk_buff) -> u32 {
+extern "C" fn ports_of(skb: *mut __sk_buff) -> u32 {
     let skb = SkBuff::new(skb);
     let found = if is_ipv4(&skb) {
         behind_ipv4(&skb)
@@ -88,9 +86,7 @@ extern "C" fn destination_port_of(skb: *mut __sk_buff) -> u32 {
         return 0;
     };
     match protocol {
-        TCP | UDP | DCCP | SCTP | UDPLITE => {
-            load::<2>(&skb, offset + 2).map_or(0, |port| u32::from(u16::from_be_bytes(port)))
-        }
+        TCP | UDP | DCCP | SCTP | UDPLITE => load(&skb, offset).map_or(0, u32::from_be_bytes),
         _ => 0,
     }
 }

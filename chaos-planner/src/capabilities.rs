@@ -9,15 +9,22 @@ use serde::Serialize;
 pub enum Mechanism {
     /// `cgroup_skb` on the root cgroup, keyed by cgroup id: the sender gets EPERM.
     CgroupDrop,
-    /// tc on the target's device: loss, and delay by our own detour device with fq.
+    /// tc on what leaves by the target's device: loss, and delay by our own detour device with fq.
     TcEgress,
+    /// The same on what comes in by it.
+    TcIngress,
     /// The time that a system call returns is moved; no vDSO for programs of the target.
     ClockShift,
 }
 
 impl Mechanism {
     /// All of them, in the order of `doctor`.
-    pub const ALL: [Self; 3] = [Self::CgroupDrop, Self::TcEgress, Self::ClockShift];
+    pub const ALL: [Self; 4] = [
+        Self::CgroupDrop,
+        Self::TcEgress,
+        Self::TcIngress,
+        Self::ClockShift,
+    ];
 
     /// The stem: file name, label of metrics, word in status.
     pub const fn name(self) -> &'static str {
@@ -25,6 +32,7 @@ impl Mechanism {
             Self::CgroupDrop => "cgroup_drop",
             Self::TcEgress => "tc_egress",
             Self::ClockShift => "clock_shift",
+            Self::TcIngress => "tc_ingress",
         }
     }
 }
@@ -36,6 +44,8 @@ pub struct Capability {
     pub mechanism: Mechanism,
     /// Tried on this node: it works.
     pub supported: bool,
+    /// It works for loss alone: packets cannot be held back, copied or changed.
+    pub only_loss: bool,
     /// Why not, or what is limited; empty when all is well.
     pub reason: String,
 }
@@ -50,10 +60,11 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Why this mechanism cannot be had; `None` when it can.
-    pub fn lacks(&self, mechanism: Mechanism) -> Option<&str> {
+    /// Why this mechanism cannot be had, with all that it can do if it has to be `whole`; `None`
+    /// when it can.
+    pub fn lacks(&self, mechanism: Mechanism, whole: bool) -> Option<&str> {
         match self.mechanisms.iter().find(|c| c.mechanism == mechanism) {
-            Some(found) if found.supported => None,
+            Some(found) if found.supported && !(whole && found.only_loss) => None,
             Some(found) => Some(&found.reason),
             None => Some("not probed on this node"),
         }

@@ -7,6 +7,11 @@ use crate::fault::{Effect, NetworkEffect, TargetRef};
 /// in microseconds, has 32 bits: 71 minutes.
 pub const MAX_DELAY: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// Why not what a process receives that has the network namespace of the host.
+pub const NOT_RECEIVED: &str = "direction: what arrives in the host's network namespace cannot be told \
+    apart by process, so only what the target sends can be acted on there; set it to `to`, or use action \
+    partition, which acts at sockets";
+
 /// This node or target cannot have this fault; asking again does not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
@@ -35,14 +40,27 @@ pub fn choose(
     capabilities: &Capabilities,
 ) -> Result<Vec<Mechanism>, Unsupported> {
     let wanted = match effect {
-        Effect::Network(network) => network_mechanisms(network, target)?,
+        Effect::Network(network) => {
+            let on_the_host = matches!(
+                target,
+                TargetRef::Pod {
+                    host_network: true,
+                    ..
+                }
+            );
+            if on_the_host && network.shapes() && network.ingress {
+                return Err(Unsupported::Effect(NOT_RECEIVED));
+            }
+            network_mechanisms(network)?
+        }
         Effect::Clock(clock) => match clock.refusal() {
             Some(why) => return Err(Unsupported::Effect(why)),
             None => vec![("clock skew", Mechanism::ClockShift)],
         },
     };
     for &(fault, mechanism) in &wanted {
-        if let Some(reason) = capabilities.lacks(mechanism) {
+        let whole = !matches!(fault, "partition" | "loss" | "clock skew");
+        if let Some(reason) = capabilities.lacks(mechanism, whole) {
             return Err(Unsupported::Lacks {
                 fault,
                 mechanism,
@@ -51,13 +69,13 @@ pub fn choose(
         }
     }
     let mut mechanisms: Vec<_> = wanted.into_iter().map(|(_, mechanism)| mechanism).collect();
+    mechanisms.sort_unstable();
     mechanisms.dedup();
     Ok(mechanisms)
 }
 
 fn network_mechanisms(
     effect: &NetworkEffect,
-    target: &TargetRef,
 ) -> Result<Vec<(&'static str, Mechanism)>, Unsupported> {
     let shapes = effect.shapes();
     let refuse = |why| Err(Unsupported::Effect(why));
@@ -66,22 +84,6 @@ fn network_mechanisms(
     }
     if !effect.drop && !shapes {
         return refuse("no effect: set drop, loss, duplicate, corrupt, delay, rate or bandwidth");
-    }
-    if shapes && !effect.egress {
-        return refuse("all but partition acts on what the target sends; set egress");
-    }
-    if shapes
-        && matches!(
-            target,
-            TargetRef::Pod {
-                host_network: true,
-                ..
-            }
-        )
-    {
-        return refuse(
-            "only partition, which works by cgroup, is built for pods with hostNetwork; use action partition",
-        );
     }
     if effect
         .delay
@@ -113,7 +115,14 @@ fn network_mechanisms(
         ("bandwidth", effect.bandwidth.is_some()),
     ];
     let asked = on_a_device.into_iter().filter(|(_, asked)| *asked);
-    wanted.extend(asked.map(|(fault, _)| (fault, Mechanism::TcEgress)));
+    let ways = [
+        (effect.egress, Mechanism::TcEgress),
+        (effect.ingress, Mechanism::TcIngress),
+    ];
+    for (fault, _) in asked {
+        let asked = ways.into_iter().filter(|(asked, _)| *asked);
+        wanted.extend(asked.map(|(_, mechanism)| (fault, mechanism)));
+    }
     Ok(wanted)
 }
 
@@ -132,6 +141,7 @@ mod tests {
             .map(|mechanism| Capability {
                 mechanism,
                 supported: !lacking.contains(&mechanism),
+                only_loss: false,
                 reason: "no such thing here".into(),
             })
             .collect();
@@ -158,7 +168,7 @@ mod tests {
 
     #[test]
     fn each_effect_has_its_mechanism() {
-        use Mechanism::{CgroupDrop, TcEgress};
+        use Mechanism::{CgroupDrop, TcEgress, TcIngress};
         let delay = Some(Delay::of(Duration::from_millis(100)));
         let table = [
             (
@@ -219,10 +229,30 @@ mod tests {
                 },
                 vec![CgroupDrop],
             ),
+            (
+                NetworkEffect {
+                    ingress: true,
+                    delay,
+                    ..Default::default()
+                },
+                vec![TcIngress],
+            ),
+            (
+                NetworkEffect {
+                    ingress: true,
+                    delay,
+                    loss: Some(Chance::of(1)),
+                    ..egress()
+                },
+                vec![TcEgress, TcIngress],
+            ),
         ];
         for (effect, expected) in table {
-            let chosen = choose(&Effect::Network(effect.clone()), &pod(false), &node(&[]));
-            assert_eq!(chosen.as_deref(), Ok(&*expected), "{effect:?}");
+            for host_network in [false, effect.egress && !effect.ingress] {
+                let target = pod(host_network);
+                let chosen = choose(&Effect::Network(effect.clone()), &target, &node(&[]));
+                assert_eq!(chosen.as_deref(), Ok(&*expected), "{effect:?}");
+            }
         }
     }
 
@@ -240,15 +270,10 @@ mod tests {
                 NetworkEffect {
                     ingress: true,
                     delay,
-                    ..Default::default()
+                    ..egress()
                 },
-                pod(false),
-                "set egress",
-            ),
-            (
-                NetworkEffect { delay, ..egress() },
                 pod(true),
-                "hostNetwork",
+                "by process",
             ),
             (
                 NetworkEffect {
@@ -309,6 +334,30 @@ mod tests {
             let text = of(clock, lacking).expect_err("must be refused").to_string();
             assert!(text.contains(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_node_without_fq_can_still_lose_packets() {
+        let mut node = node(&[]);
+        for capability in &mut node.mechanisms {
+            capability.only_loss = capability.mechanism != Mechanism::CgroupDrop;
+            capability.reason = "no fq".into();
+        }
+        let loss = NetworkEffect {
+            loss: Some(Chance::of(1)),
+            ..egress()
+        };
+        let and_delay = NetworkEffect {
+            delay: Some(Delay::of(Duration::from_millis(1))),
+            ..loss.clone()
+        };
+        let chosen = |effect| choose(&Effect::Network(effect), &pod(false), &node);
+        assert_eq!(chosen(loss), Ok(vec![Mechanism::TcEgress]));
+        let refusal = chosen(and_delay).expect_err("must be refused").to_string();
+        assert!(
+            refusal.contains("cannot do delay: tc_egress is not available: no fq"),
+            "{refusal}"
+        );
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub enum Effect {
 pub struct NetworkEffect {
     /// To those that the target sends.
     pub egress: bool,
-    /// To those that it receives; with `drop` only.
+    /// To those that it receives.
     pub ingress: bool,
     /// Device inside the target's network namespace; `None` is the default of the target.
     pub device: Option<String>,
@@ -126,7 +126,7 @@ pub struct NetworkEffect {
     pub duplicate: Option<Chance>,
     /// Sent with a flipped bit.
     pub corrupt: Option<Chance>,
-    /// Wait before sending.
+    /// Wait on the way.
     pub delay: Option<Delay>,
     /// Bytes a second that a line behind the delay takes; packets that do not fit into its queue
     /// ([`LINE_LIMIT`]) are lost.
@@ -265,7 +265,8 @@ impl NetworkEffect {
 pub struct Peer {
     /// Without bits behind its prefix, and IPv4 where it is IPv4-mapped IPv6.
     net: IpNet,
-    /// Only packets with this destination port, whichever way they go.
+    /// Only packets with this destination port; of those that the target receives and that are not
+    /// dropped: with this source port.
     port: Option<u16>,
 }
 

@@ -94,6 +94,7 @@ async fn ask(daemon: &daemon::Daemon) -> anyhow::Result<Capabilities> {
             Some(Capability {
                 mechanism,
                 supported: found.supported,
+                only_loss: found.only_loss,
                 reason,
             })
         })
@@ -124,6 +125,7 @@ fn nothing(reason: &str) -> Capabilities {
             .map(|mechanism| Capability {
                 mechanism,
                 supported: false,
+                only_loss: false,
                 reason: reason.to_owned(),
             })
             .collect(),
@@ -218,6 +220,9 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
             },
             Err(error) => {
                 let reason = match error {
+                    Unsupported::Lacks {
+                        mechanism, reason, ..
+                    } if capabilities.lacks(mechanism, false).is_none() => reason,
                     Unsupported::Lacks { mechanism, .. } => format!("needs {}", mechanism.name()),
                     Unsupported::Effect(why) => why.to_owned(),
                 };
@@ -239,12 +244,13 @@ fn table(diagnosis: &Diagnosis) -> Table {
         table.row([check.what, check.verdict(), &check.detail]);
     }
     for capability in &diagnosis.mechanisms {
-        let detail = match (capability.supported, capability.reason.as_str()) {
-            (true, "") => "tried: works",
-            (_, reason) => reason,
+        let detail = match (capability.only_loss, capability.reason.as_str()) {
+            (true, reason) => format!("only loss: {reason}"),
+            (false, "") => "tried: works".to_owned(),
+            (false, reason) => reason.to_owned(),
         };
         let what = format!("mechanism {}", capability.mechanism.name());
-        table.row([what.as_str(), yes(capability.supported), detail]);
+        table.row([what.as_str(), yes(capability.supported), &detail]);
     }
     for rung in &diagnosis.ladder {
         let by = rung.mechanisms.join(", ");

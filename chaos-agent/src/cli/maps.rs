@@ -42,7 +42,10 @@ const MEANING: [(&str, &str); 13] = [
         "levels below the root at which target cgroups sit",
     ),
     ("CGROUP_TARGETS", "cgroup id -> rules of cgroup_drop"),
-    ("DEVICE_TARGETS", "slot of a device -> rules of tc_egress"),
+    (
+        "DEVICE_TARGETS",
+        "slot of a device's way -> rules of tc_egress or tc_ingress",
+    ),
     (
         "WAITING",
         "slot of a device -> kilobytes that wait in its detour",

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use chaos_abi::RULES_PER_TARGET;
 use chaos_abi::network::RuleRef;
-use chaos_planner::capabilities::{Capabilities, Mechanism};
-use chaos_planner::choose::choose;
+use chaos_planner::capabilities::Capabilities;
+use chaos_planner::choose::{NOT_RECEIVED, choose};
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 
 use super::rules::{cgroup_device, clock_rule, kernel_rule};
@@ -15,8 +15,9 @@ use super::{
     ArmError, Armed, ArmedRule, Executor, Load, MechanismName, PeerEntries, Place, entries,
 };
 use crate::kernel::clock;
-use crate::kernel::netlink::Netlink;
-use crate::mechanism::tc_egress::TcEgress;
+use crate::kernel::netlink::{Link, Netlink};
+use crate::mechanism::links;
+use crate::mechanism::tc_ingress::Way;
 use crate::mechanism::{MechanismError, io_error};
 use crate::target::Resolved;
 
@@ -61,8 +62,12 @@ impl Executor {
             }
         );
         // A partition of every device needs to know none.
-        let looks_inside =
-            network && (pod || device.is_some() || mechanisms.contains(&Mechanism::TcEgress));
+        let looks_inside = network
+            && (pod
+                || device.is_some()
+                || mechanisms
+                    .iter()
+                    .any(|m| MechanismName::from(*m).way().is_some()));
         let mut inside = if looks_inside {
             open_inside(&found)?
         } else {
@@ -70,31 +75,45 @@ impl Executor {
         };
         let mut rules = Vec::new();
         for mechanism in mechanisms {
-            let (key, ifindex) = match mechanism {
-                Mechanism::CgroupDrop => (
+            let mechanism = MechanismName::from(mechanism);
+            let places = match mechanism.way() {
+                None => vec![(
                     found.pod_cgroup_id,
                     cgroup_device(inside.as_mut(), device, pod)?,
-                ),
-                Mechanism::ClockShift => (found.pod_cgroup_id, 0),
-                Mechanism::TcEgress => {
+                )],
+                Some(Way::Ingress) if found.netns_inode == self.root_netns => {
+                    return Err(MechanismError::Target(NOT_RECEIVED.to_owned()).into());
+                }
+                Some(way) => {
                     let netlink = inside
                         .as_mut()
                         .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
-                    let (ifindex, name) = TcEgress::find_device(netlink, device, pod)?;
-                    let slot = self.devices.slot(found.netns_inode, ifindex, name)?;
-                    (u64::from(slot), 0)
+                    let mut places = Vec::new();
+                    for link in links::of_target(netlink, device, pod)? {
+                        let Link { index, name, .. } = link;
+                        let slot = self.devices.slot(found.netns_inode, index, name, way)?;
+                        places.push((u64::from(slot), 0));
+                    }
+                    places
                 }
             };
-            rules.push(ArmedRule {
-                mechanism: mechanism.into(),
+            rules.extend(places.into_iter().map(|(key, ifindex)| ArmedRule {
+                mechanism,
                 key,
                 id: 0,
                 generation: 0,
                 ifindex,
-            });
+            }));
         }
+        // One rule of a mechanism, however many devices: they draw, shape and count together.
+        let mut last = None;
         for rule in &mut rules {
-            (rule.id, rule.generation) = self.ids.rule(&self.maps)?;
+            let life = match last {
+                Some((mechanism, life)) if mechanism == rule.mechanism => life,
+                _ => self.ids.rule(&self.maps)?,
+            };
+            last = Some((rule.mechanism, life));
+            (rule.id, rule.generation) = life;
         }
         let peer_set = match &fault.effect {
             Effect::Network(effect) if effect.peers.is_some() => self.ids.peer_set(),
@@ -154,8 +173,7 @@ impl Executor {
         load: &Load,
     ) -> Result<(), ArmError> {
         for rule in &armed.rules {
-            if let (MechanismName::TcEgress, Effect::Network(effect)) =
-                (rule.mechanism, &armed.fault.effect)
+            if let (Some(_), Effect::Network(effect)) = (rule.mechanism.way(), &armed.fault.effect)
             {
                 let netlink = inside
                     .as_mut()

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::maps::TargetKind;
 use crate::mechanism::MechanismError;
+use crate::mechanism::tc_ingress::Way;
 use crate::target::TargetError;
 
 /// A fault that the kernel holds, with all that is needed to remove it.
@@ -22,7 +23,7 @@ pub struct Armed {
     pub deadline_ns: u64,
     /// When it was armed, CLOCK_MONOTONIC nanoseconds.
     pub armed_ns: u64,
-    /// Its rules, one per mechanism.
+    /// Its rules, one per mechanism; listed once for each of its devices.
     pub rules: Vec<ArmedRule>,
     /// Its set in `PEERS`; 0 without one.
     pub peer_set: u32,
@@ -68,8 +69,21 @@ pub enum MechanismName {
     CgroupDrop,
     /// [`Mechanism::TcEgress`]
     TcEgress,
+    /// [`Mechanism::TcIngress`]
+    TcIngress,
     /// [`Mechanism::ClockShift`]
     ClockShift,
+}
+
+impl MechanismName {
+    /// Which way it treats packets of a device; `None` if it needs none.
+    pub const fn way(self) -> Option<Way> {
+        match self {
+            Self::CgroupDrop | Self::ClockShift => None,
+            Self::TcEgress => Some(Way::Egress),
+            Self::TcIngress => Some(Way::Ingress),
+        }
+    }
 }
 
 impl From<MechanismName> for Mechanism {
@@ -78,6 +92,7 @@ impl From<MechanismName> for Mechanism {
             MechanismName::CgroupDrop => Self::CgroupDrop,
             MechanismName::TcEgress => Self::TcEgress,
             MechanismName::ClockShift => Self::ClockShift,
+            MechanismName::TcIngress => Self::TcIngress,
         }
     }
 }
@@ -88,6 +103,7 @@ impl From<Mechanism> for MechanismName {
             Mechanism::CgroupDrop => Self::CgroupDrop,
             Mechanism::TcEgress => Self::TcEgress,
             Mechanism::ClockShift => Self::ClockShift,
+            Mechanism::TcIngress => Self::TcIngress,
         }
     }
 }
@@ -96,7 +112,7 @@ impl From<MechanismName> for TargetKind {
     fn from(name: MechanismName) -> Self {
         match name {
             MechanismName::CgroupDrop => Self::Cgroup,
-            MechanismName::TcEgress => Self::Device,
+            MechanismName::TcEgress | MechanismName::TcIngress => Self::Device,
             MechanismName::ClockShift => Self::Clock,
         }
     }

@@ -10,14 +10,15 @@ use chaos_planner::choose::MAX_DELAY;
 use chaos_planner::fault::NetworkEffect;
 use chaos_planner::plan::nanos;
 
+use super::ArmError;
 use super::allocate::Slots;
-use super::{ArmError, MechanismName};
 use crate::executor::Armed;
 use crate::kernel::maps::{Pinned, TargetKind};
-use crate::kernel::netlink::{Hook, Netlink};
+use crate::kernel::netlink::Netlink;
 use crate::kernel::objects::LoadError;
 use crate::kernel::{clock, netns};
 use crate::mechanism::tc_egress::{Device, Needs, TcEgress};
+use crate::mechanism::tc_ingress::Way;
 use crate::mechanism::{MechanismError, io_error};
 
 /// How often the detour of a device is looked at until its packets have arrived: twice empty in a
@@ -67,7 +68,8 @@ pub struct Drained {
 /// All of them.
 pub(super) struct Devices {
     all: Vec<Attached>,
-    programs: Option<TcEgress>,
+    /// Those of each way that works here.
+    programs: Vec<TcEgress>,
     proc_root: PathBuf,
     /// The most that may wait in one detour, in [`chaos_abi::network::waiting_units`].
     budget: u32,
@@ -76,7 +78,7 @@ pub(super) struct Devices {
 impl Devices {
     /// `known` are those that a predecessor attached to.
     pub(super) fn new(
-        programs: Option<TcEgress>,
+        programs: Vec<TcEgress>,
         proc_root: PathBuf,
         known: Vec<Device>,
         budget: u32,
@@ -101,15 +103,22 @@ impl Devices {
         self.all.iter().map(|a| a.device.clone()).collect()
     }
 
-    /// Slot of this device; a new record if it is the first time.
+    /// Slot of a way of this device; a new record if it is the first time.
     pub(super) fn slot(
         &mut self,
         netns_inode: u64,
         ifindex: u32,
         name: String,
+        way: Way,
     ) -> Result<u16, ArmError> {
-        let same =
-            |a: &&Attached| (a.device.netns_inode, a.device.ifindex) == (netns_inode, ifindex);
+        let same = |a: &&Attached| {
+            let Device {
+                netns_inode: inode,
+                ifindex: index,
+                ..
+            } = a.device;
+            (inode, index, a.device.way) == (netns_inode, ifindex, way)
+        };
         if let Some(attached) = self.all.iter().find(same) {
             return Ok(attached.device.slot);
         }
@@ -119,6 +128,7 @@ impl Devices {
                 netns_inode,
                 ifindex,
                 name,
+                way,
                 slot,
                 clsact_is_ours: false,
                 detour: None,
@@ -143,8 +153,11 @@ impl Devices {
             .iter_mut()
             .find(|a| u64::from(a.device.slot) == slot)
             .ok_or_else(gone)?;
-        let programs = self.programs.as_ref().ok_or(LoadError::Absent)?;
         let device = &mut attached.device;
+        let mut programs = self.programs.iter();
+        let programs = programs
+            .find(|programs| programs.way() == device.way)
+            .ok_or(LoadError::Absent)?;
         // Waits of several faults add up.
         device.longest_delay = device
             .longest_delay
@@ -177,7 +190,7 @@ impl Devices {
             .find(|a| u64::from(a.device.slot) == slot)
             .is_some_and(|a| {
                 netlink
-                    .has_filter(a.device.ifindex, Hook::Egress)
+                    .has_filter(a.device.ifindex, a.device.way.hook())
                     .unwrap_or(false)
             })
     }
@@ -197,7 +210,7 @@ impl Devices {
             let slot = u64::from(a.device.slot);
             let rules = all.iter().flat_map(|armed| &armed.rules);
             let armed = rules
-                .filter(|rule| rule.mechanism == MechanismName::TcEgress)
+                .filter(|rule| rule.mechanism.way().is_some())
                 .any(|rule| rule.key == slot);
             a.used = match a.used {
                 _ if armed => Use::Armed,
@@ -284,8 +297,12 @@ impl Devices {
     /// Detaches from all, waiting for nothing, and removes what was left resting.
     pub(super) fn detach_all(&mut self, maps: &mut Pinned) -> Result<(), MechanismError> {
         let mut result = Ok(());
-        for Attached { device, .. } in std::mem::take(&mut self.all) {
-            result = result.and(detach(&self.proc_root, &device, maps));
+        let all = std::mem::take(&mut self.all);
+        for Attached { device, .. } in &all {
+            result = result.and(detach(&self.proc_root, device, maps));
+        }
+        // Both ways of a device share its clsact.
+        for Attached { device, .. } in all {
             result = result.and(match inside(&self.proc_root, &device) {
                 Ok(Some(mut netlink)) => TcEgress::remove_clsact(&mut netlink, &device),
                 Ok(None) => Ok(()),

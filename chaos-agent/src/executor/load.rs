@@ -30,7 +30,8 @@ impl Load {
             Effect::Network(_) => (&mut self.rules, &mut self.depths),
             Effect::Clock(_) => (&mut self.clock_rules, &mut self.clock_depths),
         };
-        *rules = rules.saturating_add(armed.rules.len() as u32);
+        let ids: BTreeSet<_> = armed.rules.iter().map(|rule| rule.id).collect();
+        *rules = rules.saturating_add(ids.len() as u32);
         depths.insert(armed.place.depth);
     }
 }

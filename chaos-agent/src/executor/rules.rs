@@ -12,7 +12,9 @@ use crate::kernel::netlink::Netlink;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
+use crate::mechanism::links;
 use crate::mechanism::tc_egress::TcEgress;
+use crate::mechanism::tc_ingress;
 
 /// What the kernel is told of one rule.
 pub(super) fn kernel_rule(
@@ -25,6 +27,7 @@ pub(super) fn kernel_rule(
         MechanismName::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
         // Never one of a network effect: `choose` says so.
         MechanismName::ClockShift => Rule::default(),
+        MechanismName::TcIngress => tc_ingress::rule(effect),
         MechanismName::TcEgress => {
             let mut made = TcEgress::rule(effect);
             // A pod owns its network namespace; any other target may share it.
@@ -100,7 +103,7 @@ pub(super) fn cgroup_device(
     let Some(netlink) = netlink else {
         return Ok(0);
     };
-    match TcEgress::link(netlink, name) {
+    match links::link(netlink, name) {
         Ok(link) => Ok(link.index),
         Err(_) if device.is_none() => Ok(0),
         Err(error) => Err(error),

@@ -28,7 +28,7 @@ unsafe impl<T: bytemuck::Pod> Pod for Plain<T> {}
 pub enum TargetKind {
     /// Cgroup id -> rules of `cgroup_drop`.
     Cgroup,
-    /// Slot of a device -> rules of `tc_egress`.
+    /// Slot of a way of a device -> rules of `tc_egress` or `tc_ingress`.
     Device,
     /// Cgroup id -> rules of `clock_shift`.
     Clock,

@@ -6,6 +6,7 @@ mod batch;
 mod ethtool;
 mod tc;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -16,7 +17,7 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -95,32 +96,23 @@ impl Netlink {
         }
     }
 
-    /// Index of the device of the default route, IPv4 before IPv6; `None` without one.
+    /// Devices that packets are sent by: those of the routes of all tables, without what each
+    /// device has by itself (local addresses, link-local and multicast networks).
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn default_route_device(&mut self) -> io::Result<Option<u32>> {
+    pub fn route_devices(&mut self) -> io::Result<BTreeSet<u32>> {
+        let mut devices = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             for answer in self.request(Message::GetRoute(message), NLM_F_DUMP)? {
-                let Message::NewRoute(route) = answer else {
-                    continue;
-                };
-                let main = route.header.table == RouteHeader::RT_TABLE_MAIN;
-                if !main || route.header.destination_prefix_length != 0 {
-                    continue;
-                }
-                let device = route.attributes.iter().find_map(|a| match a {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                });
-                if device.is_some() {
-                    return Ok(device);
+                if let Message::NewRoute(route) = answer {
+                    devices.extend(sends_by(&route));
                 }
             }
         }
-        Ok(None)
+        Ok(devices)
     }
 
     /// Makes a pair of veth devices that take frames of any size and are down. Returns their indexes.
@@ -261,6 +253,29 @@ fn link_request(name: &str) -> (Message, u16) {
         .attributes
         .extend([LinkAttribute::IfName(name.to_owned()), without_statistics()]);
     (Message::GetLink(message), NLM_F_ACK)
+}
+
+/// The devices of a route to somewhere else.
+fn sends_by(route: &RouteMessage) -> Vec<u32> {
+    // linux/rtnetlink.h, RT_TABLE_LOCAL
+    const LOCAL: u8 = 255;
+    let own = route.attributes.iter().any(|attribute| {
+        matches!(attribute, RouteAttribute::Destination(RouteAddress::Inet6(to))
+            if to.is_unicast_link_local())
+    });
+    let header = &route.header;
+    if own || header.kind != RouteType::Unicast || header.table == LOCAL {
+        return Vec::new();
+    }
+    let devices = route
+        .attributes
+        .iter()
+        .flat_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => vec![*index],
+            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+            _ => Vec::new(),
+        });
+    devices.collect()
 }
 
 fn link(answer: Message) -> Option<Link> {

@@ -30,6 +30,7 @@ pub fn bytes(mechanism: Mechanism) -> &'static [u8] {
         Mechanism::CgroupDrop => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cgroup_drop.o")),
         Mechanism::ClockShift => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clock_shift.o")),
         Mechanism::TcEgress => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc_egress.o")),
+        Mechanism::TcIngress => include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc_ingress.o")),
     }
 }
 

@@ -64,7 +64,7 @@ fn arm(maps: &mut Pinned) -> Result<(), MapError> {
     let rule = Rule {
         deadline_ns: clock::now_ns() + nanos(Duration::from_secs(10)),
         generation,
-        flags: flag::EGRESS,
+        flags: flag::EGRESS | flag::INGRESS,
         sample_threshold: ALWAYS,
         loss: Chance::of_ppm(1_000_000, 0),
         ..Rule::default()

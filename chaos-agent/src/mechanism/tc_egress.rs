@@ -15,22 +15,19 @@ use aya::programs::SchedClassifier;
 use chaos_abi::network::{Rule, flag};
 use chaos_abi::pace::Bucket;
 use chaos_abi::sample::{self, threshold_ppm};
-use chaos_planner::capabilities::Mechanism;
 use chaos_planner::choose::MAX_DELAY;
 use chaos_planner::fault::{Chance, LINE_LIMIT, NetworkEffect};
 use chaos_planner::plan::nanos;
 use serde::{Deserialize, Serialize};
 
+use super::links::detour_names;
+use super::tc_ingress::Way;
 use super::{MechanismError, canary, io_error, program};
 use crate::kernel::maps::Pinned;
-use crate::kernel::netlink::{Batch, Hook, Link, Netlink};
+use crate::kernel::netlink::{Batch, Hook, Netlink};
 use crate::kernel::{netns, objects};
 
-const EGRESS: &str = "tc_egress";
-const STAMP: &str = "tc_egress_stamp";
-const RETURN: &str = "tc_egress_return";
-
-/// A device of a target that we have attached to.
+/// A way of a device of a target that we have attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Inode of its network namespace.
@@ -39,6 +36,9 @@ pub struct Device {
     pub ifindex: u32,
     /// Its name, for people.
     pub name: String,
+    /// Which of its packets are treated.
+    #[serde(default)]
+    pub way: Way,
     /// classid of its filters and key of its rules.
     pub slot: u16,
     /// clsact was not there before us.
@@ -72,9 +72,10 @@ impl Needs {
     }
 }
 
-/// The loaded programs.
+/// The loaded programs of one way.
 pub struct TcEgress {
     ebpf: Ebpf,
+    way: Way,
     /// The most packets that one detour holds.
     packets: u32,
 }
@@ -84,14 +85,17 @@ impl TcEgress {
     ///
     /// # Errors
     /// [`MechanismError`]
-    pub fn load(pins: &Path, packets: u32) -> Result<Self, MechanismError> {
-        let mut ebpf = objects::load(Mechanism::TcEgress, pins, &[])?;
+    pub fn load(way: Way, pins: &Path, packets: u32) -> Result<Self, MechanismError> {
+        let mut ebpf = objects::load(way.mechanism(), pins, &[])?;
         for (_, program) in ebpf.programs_mut() {
-            let classifier: &mut SchedClassifier =
-                program.try_into().map_err(self::program("use tc_egress"))?;
-            classifier.load().map_err(self::program("load tc_egress"))?;
+            let classifier: &mut SchedClassifier = program
+                .try_into()
+                .map_err(self::program("use the programs of tc"))?;
+            classifier
+                .load()
+                .map_err(self::program("load the programs of tc"))?;
         }
-        Ok(Self { ebpf, packets })
+        Ok(Self { ebpf, way, packets })
     }
 
     /// What it has loaded.
@@ -104,15 +108,36 @@ impl TcEgress {
     /// # Errors
     /// What it did instead.
     pub fn fire_canary(&self, maps: &mut Pinned) -> Result<(), MechanismError> {
-        canary::is_lost(&self.ebpf, "tc_egress_body", maps)
+        let [on_device, ..] = self.way.programs();
+        canary::is_lost(&self.ebpf, &format!("{on_device}_body"), maps)
+    }
+
+    /// Which way they treat packets.
+    pub const fn way(&self) -> Way {
+        self.way
     }
 
     /// Tries all of it on devices of a namespace that is gone afterwards: veth, fq, clsact,
-    /// cls_bpf, our programs.
+    /// cls_bpf, our programs. What of it fails without which packets can still be lost is returned.
     ///
     /// # Errors
     /// What this kernel cannot do, in words for `doctor`.
-    pub fn probe(&self) -> Result<(), MechanismError> {
+    pub fn probe(&self) -> Result<Option<MechanismError>, MechanismError> {
+        let whole = Needs {
+            detour: true,
+            checksums: true,
+        };
+        let none = Needs {
+            detour: false,
+            checksums: false,
+        };
+        match self.try_with(whole) {
+            Ok(()) => Ok(None),
+            Err(without) => self.try_with(none).map(|()| Some(without)),
+        }
+    }
+
+    fn try_with(&self, needs: Needs) -> Result<(), MechanismError> {
         netns::scratch(|| {
             let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
             let [ifindex, _] = netlink
@@ -122,60 +147,15 @@ impl TcEgress {
                 netns_inode: 0,
                 ifindex,
                 name: "canary0".into(),
+                way: self.way,
                 slot: u16::MAX,
                 clsact_is_ours: false,
                 detour: None,
                 checksums: false,
                 longest_delay: Duration::ZERO,
             };
-            let all = Needs {
-                detour: true,
-                checksums: true,
-            };
-            self.attach(&mut netlink, &mut device, all).map(drop)
+            self.attach(&mut netlink, &mut device, needs).map(drop)
         })
-    }
-
-    /// Finds the device in the target's namespace: `name`, else eth0 for a pod or the device of the
-    /// default route (or the only one) for others.
-    ///
-    /// # Errors
-    /// [`MechanismError::Target`] that names what is there.
-    pub fn find_device(
-        netlink: &mut Netlink,
-        name: Option<&str>,
-        pod: bool,
-    ) -> Result<(u32, String), MechanismError> {
-        let found = match name.or(pod.then_some("eth0")) {
-            Some(name) => Self::link(netlink, name)?,
-            None => usual_device(netlink)?,
-        };
-        if found.loopback {
-            return Err(MechanismError::Target(format!(
-                "device: {}: only partition works on the loopback device; name another, or use partition",
-                found.name
-            )));
-        }
-        Ok((found.index, found.name))
-    }
-
-    /// The device of this name in the target's namespace.
-    ///
-    /// # Errors
-    /// [`MechanismError::Target`] that names what is there.
-    pub fn link(netlink: &mut Netlink, name: &str) -> Result<Link, MechanismError> {
-        let link = netlink
-            .link(name)
-            .map_err(io_error("look for the device of the target"))?;
-        match link {
-            Some(link) => Ok(link),
-            None => {
-                let there = names(&devices(netlink)?);
-                Err(MechanismError::Target(format!(
-                    "device: {name}: the target has no such device; name one of: {there}"
-                )))
-            }
-        }
     }
 
     /// Puts the filter on the device and builds the detour if it `needs` one and there is none.
@@ -208,11 +188,11 @@ impl TcEgress {
     pub fn detach(netlink: &mut Netlink, device: &Device) -> Result<(), MechanismError> {
         // The filter first: nothing may go into a detour that is being removed.
         netlink
-            .delete_filter(device.ifindex, Hook::Egress)
+            .delete_filter(device.ifindex, device.way.hook())
             .map_err(io_error(format!("remove the filter from {}", device.name)))?;
         remove_detour(netlink, &mut device.clone())?;
         let left = netlink
-            .has_filter(device.ifindex, Hook::Egress)
+            .has_filter(device.ifindex, device.way.hook())
             .map_err(io_error("read the filters back"))?;
         if left {
             return Err(MechanismError::Target(format!(
@@ -270,14 +250,15 @@ impl TcEgress {
         if builds {
             add_devices(netlink, device)?;
         }
+        let [on_device, stamp, back] = self.way.programs();
         let mut batch = Batch::default();
         // A qdisc that is added to a device which is up, and a filter in a clsact that is not a moment old,
         // cost a grace period of RCU each: so clsact first, the detour while it is down, filters last.
         let clsact = batch.clsact(device.ifindex, &device.name);
         if let Some((inward, outward)) = device.detour.filter(|_| builds) {
             let ends = [
-                (outward, Hook::Ingress, RETURN),
-                (inward, Hook::Egress, STAMP),
+                (outward, Hook::Ingress, back),
+                (inward, Hook::Egress, stamp),
             ];
             for (ifindex, ..) in ends {
                 batch.clsact(ifindex, "the detour");
@@ -291,8 +272,8 @@ impl TcEgress {
                 batch.start(ifindex);
             }
         }
-        let egress = self.program(EGRESS)?;
-        batch.filter(device.ifindex, Hook::Egress, egress, EGRESS, device.slot);
+        let (hook, program) = (self.way.hook(), self.program(on_device)?);
+        batch.filter(device.ifindex, hook, program, on_device, device.slot);
         let done = netlink.run(batch)?;
         device.clsact_is_ours |= done[clsact];
         if needs.checksums && !device.checksums {
@@ -311,7 +292,9 @@ impl TcEgress {
             .program(name)
             .and_then(|program| program.try_into().ok())
             .ok_or(objects::LoadError::Absent)?;
-        let fd = program.fd().map_err(self::program("use tc_egress"))?;
+        let fd = program
+            .fd()
+            .map_err(self::program("use the programs of tc"))?;
         Ok(fd.as_fd())
     }
 
@@ -370,50 +353,6 @@ fn buckets(effect: &NetworkEffect) -> [Bucket; 3] {
         Bucket::new(bandwidth.rate, bandwidth.buffer, bandwidth.limit, longest),
         Bucket::new(peak.rate, peak.burst, bandwidth.limit, longest),
     ]
-}
-
-/// The device of the default route; without one, the only that is up.
-fn usual_device(netlink: &mut Netlink) -> Result<Link, MechanismError> {
-    let links = devices(netlink)?;
-    let there = names(&links);
-    let of_route = netlink
-        .default_route_device()
-        .map_err(io_error("list routes"))?;
-    let link = match of_route {
-        Some(index) => links.into_iter().find(|link| link.index == index),
-        None => {
-            let mut real = links
-                .into_iter()
-                .filter(|link| link.up && !link.loopback && !is_detour(&link.name));
-            real.next().filter(|_| real.next().is_none())
-        }
-    };
-    link.ok_or_else(|| {
-        MechanismError::Target(format!(
-            "device: not set: the target has no default route and not exactly one device; set spec.device to one of: {there}"
-        ))
-    })
-}
-
-fn devices(netlink: &mut Netlink) -> Result<Vec<Link>, MechanismError> {
-    netlink
-        .links()
-        .map_err(io_error("list the devices of the target"))
-}
-
-fn names(links: &[Link]) -> String {
-    let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
-    names.join(", ")
-}
-
-/// At most 15 bytes, and unlike any name that others give.
-fn detour_names(slot: u16) -> [String; 2] {
-    [format!("faultline{slot}a"), format!("faultline{slot}b")]
-}
-
-fn is_detour(name: &str) -> bool {
-    name.strip_prefix("faultline")
-        .is_some_and(|rest| rest.trim_end_matches(['a', 'b']).parse::<u16>().is_ok())
 }
 
 fn remove_detour(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {

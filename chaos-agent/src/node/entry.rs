@@ -142,6 +142,7 @@ impl Entry {
             .iter()
             .map(|rule| rule.mechanism.into())
             .collect();
+        self.mechanisms.dedup();
         self.state = State::Armed(armed);
     }
 

@@ -23,6 +23,7 @@ use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::tc_egress::TcEgress;
+use crate::mechanism::tc_ingress::Way;
 use crate::target::{Finder, TargetError};
 
 /// Failed to take the node over.
@@ -83,13 +84,15 @@ impl Node {
         let budget = u32::try_from(options.delay_budget / 1024).unwrap_or(u32::MAX);
         let cgroup_drop = CgroupDrop::load(&pins);
         // No packet counts less than one unit of the budget.
-        let tc_egress = TcEgress::load(&pins, budget.max(1));
+        let load = |way| TcEgress::load(way, &pins, budget.max(1));
+        let tc = [Way::Egress, Way::Ingress].map(|way| (way.mechanism(), load(way)));
         let clock_shift = ClockShift::load(&pins, &options.proc_root);
         let mut maps = match Pinned::open(&options.bpffs) {
             Ok(maps) => maps,
             Err(error) => {
-                return Err(match (cgroup_drop.err(), tc_egress.err()) {
-                    (Some(first), Some(_)) => OpenError::Nothing(first),
+                let none = tc.iter().all(|(_, tc)| tc.is_err());
+                return Err(match cgroup_drop.err() {
+                    Some(first) if none => OpenError::Nothing(first),
                     _ => OpenError::Maps(error),
                 });
             }
@@ -101,26 +104,45 @@ impl Node {
             generation.enter(mechanism.programs())?;
             Ok(mechanism)
         });
-        let tc_egress = tc_egress.and_then(|mut mechanism| {
-            mechanism.fire_canary(&mut maps)?;
-            mechanism.probe()?;
-            generation.enter(mechanism.programs())?;
-            Ok(mechanism)
-        });
         let clock_shift = clock_shift.and_then(|mut mechanism| {
             mechanism.attach()?;
             generation.enter(mechanism.programs())?;
             Ok(mechanism)
         });
+        let mut mechanisms = vec![capability(
+            Mechanism::CgroupDrop,
+            cgroup_drop.as_ref().err(),
+            None,
+        )];
+        let mut working = Vec::new();
+        for (name, loaded) in tc {
+            let tried = loaded.and_then(|mut mechanism| {
+                mechanism.fire_canary(&mut maps)?;
+                let without = mechanism.probe()?;
+                generation.enter(mechanism.programs())?;
+                Ok((mechanism, without))
+            });
+            match tried {
+                Ok((mechanism, without)) => {
+                    mechanisms.push(Capability {
+                        only_loss: without.is_some(),
+                        ..capability(name, None, without.as_ref())
+                    });
+                    working.push(mechanism);
+                }
+                Err(error) => mechanisms.push(capability(name, Some(&error), None)),
+            }
+        }
+        mechanisms.push(capability(
+            Mechanism::ClockShift,
+            clock_shift.as_ref().err(),
+            None,
+        ));
         let capabilities = Capabilities {
             kernel: uname()
                 .map(|u| u.release().to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            mechanisms: vec![
-                capability(Mechanism::CgroupDrop, cgroup_drop.as_ref().err()),
-                capability(Mechanism::TcEgress, tc_egress.as_ref().err()),
-                capability(Mechanism::ClockShift, clock_shift.as_ref().err()),
-            ],
+            mechanisms,
         };
         generation.begin(&mut maps)?;
         let journal = Journal::new(&options.run_dir, &options.proc_root)
@@ -133,7 +155,7 @@ impl Node {
             Programs {
                 cgroup_drop: cgroup_drop.ok(),
                 clock_shift: clock_shift.ok(),
-                tc_egress: tc_egress.ok(),
+                tc: working,
             },
             record.devices,
             budget,
@@ -148,7 +170,8 @@ impl Node {
             armed,
         } in record.armed
         {
-            let acts = |rule: &ArmedRule| capabilities.lacks(rule.mechanism.into()).is_none();
+            let acts =
+                |rule: &ArmedRule| capabilities.lacks(rule.mechanism.into(), false).is_none();
             if armed.rules.iter().all(acts) && executor.adopt(&armed) {
                 let until = deadline_ns
                     .map(Until::Deadline)
@@ -209,16 +232,22 @@ fn lock(options: &Options) -> Result<Flock<File>, OpenError> {
     })
 }
 
-fn capability(mechanism: Mechanism, error: Option<&MechanismError>) -> Capability {
+/// `limit` is why it cannot do everything.
+fn capability(
+    mechanism: Mechanism,
+    error: Option<&MechanismError>,
+    limit: Option<&MechanismError>,
+) -> Capability {
     // The stubs of a build without bpf-linker are a fact about the build, not about the node.
     let reason = if objects::bytes(mechanism).is_empty() {
         objects::LoadError::Absent.to_string()
     } else {
-        error.map(error_chain).unwrap_or_default()
+        error.or(limit).map(error_chain).unwrap_or_default()
     };
     Capability {
         mechanism,
         supported: error.is_none(),
+        only_loss: false,
         reason,
     }
 }

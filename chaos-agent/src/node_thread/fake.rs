@@ -45,6 +45,7 @@ impl FakeNode {
         let mechanisms = Mechanism::ALL.map(|mechanism| Capability {
             mechanism,
             supported: true,
+            only_loss: false,
             reason: String::new(),
         });
         Self {

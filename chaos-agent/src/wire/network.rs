@@ -107,12 +107,6 @@ pub(super) fn effect(message: proto::NetworkEffect) -> Result<NetworkEffect, Str
                 .to_owned(),
         );
     }
-    if effect.ingress && effect.shapes() {
-        return Err(
-            "network.ingress: true: goes with drop only; shape what the other side sends"
-                .to_owned(),
-        );
-    }
     Ok(effect)
 }
 

@@ -122,13 +122,6 @@ fn what_makes_no_sense_is_refused_with_field_value_and_rule() {
         (with_network(|n| n.drop = false), "network: no effect"),
         (
             with_network(|n| {
-                n.ingress = true;
-                n.delay = Some(proto::Delay::default());
-            }),
-            "network.ingress: true: goes with drop only",
-        ),
-        (
-            with_network(|n| {
                 n.loss = Some(proto::Chance {
                     ppm: 2_000_000,
                     correlation_ppm: 0,
@@ -335,7 +328,7 @@ prop_compose! {
             rate,
             bandwidth,
         };
-        effect.ingress = ingress && !effect.shapes();
+        effect.ingress = ingress;
         effect.drop = drop || !effect.shapes();
         effect
     }

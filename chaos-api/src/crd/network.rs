@@ -3,7 +3,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 
 use crate::crd::shared::{self, NOT_ZERO};
-use crate::crd::{at, message, quoted, rule};
+use crate::crd::{at, message, rule};
 use crate::rate::RateError;
 use crate::validate::GAPS;
 
@@ -35,7 +35,6 @@ pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
         at(spec, field, rate);
     }
     blocks(spec);
-    direction(spec);
     delay(spec);
     latency_of(spec);
     shares(spec);
@@ -81,35 +80,6 @@ fn blocks(spec: &mut JSONSchemaProps) {
             ),
         );
     }
-}
-
-fn direction(spec: &mut JSONSchemaProps) {
-    // The API server has filled in `to` before it looks.
-    let exempt = "self.action == 'partition' || !has(self.direction) || self.direction == 'to'";
-    let action = |rest: &str| {
-        format!(
-            "self.direction + ': action ' + self.action + {}",
-            quoted(rest)
-        )
-    };
-    rule(
-        spec,
-        "direction",
-        format!("{exempt} || has(self.target)"),
-        action(
-            " in this direction happens on the target pods, and there is no target; set spec.target, or \
-             direction to",
-        ),
-    );
-    rule(
-        spec,
-        "direction",
-        format!("{exempt} || !has(self.externalTargets) || size(self.externalTargets) == 0"),
-        action(
-            " cannot happen on externalTargets, which are outside the cluster; set direction to, or remove \
-             spec.externalTargets",
-        ),
-    );
 }
 
 fn delay(spec: &mut JSONSchemaProps) {

@@ -74,14 +74,15 @@ pub struct NetworkChaosSpec {
     /// The sources: `selector`, `mode`, `value`.
     #[serde(flatten)]
     pub source: PodSelector,
-    /// Network device inside the pod. What follows an @ is cut off. Default: eth0.
+    /// Network device inside the pod. What follows an @ is cut off. Default: eth0; of a pod with
+    /// hostNetwork all that carry routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Network device inside the target pods. Default: eth0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_device: Option<String>,
-    /// Which way, seen from the sources: to (what they send to the target), from (what the target
-    /// sends to them), or both.
+    /// Which way, seen from the sources: to (what they send to the other side), from (what that sends
+    /// to them), or both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Direction", extend("default" = "to"))]
     pub direction: Option<Direction>,

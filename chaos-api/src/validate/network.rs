@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::external::External;
-use crate::v1alpha1::{Direction, NetworkAction, NetworkChaosSpec};
+use crate::v1alpha1::{NetworkAction, NetworkChaosSpec};
 use crate::validate::{Errors, NOT_SET, lifecycle, selector};
 use crate::{duration, percent, rate};
 
@@ -25,7 +25,6 @@ pub(super) fn check(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
         errors,
     );
     check_external_targets(spec, at, errors);
-    check_direction(spec, at, errors);
     check_action(spec, at, errors);
     check_delay(spec, at, errors);
     check_shares(spec, at, errors);
@@ -94,33 +93,6 @@ fn check_external_targets(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors
                  10.0.0.1:80 or [fd00::1]:80",
             );
         }
-    }
-}
-
-fn check_direction(spec: &NetworkChaosSpec, at: &str, errors: &mut Errors) {
-    let direction = spec.direction.unwrap_or_default();
-    if spec.action == NetworkAction::Partition || direction == Direction::To {
-        return;
-    }
-    let action = spec.action.as_str();
-    let field = format!("{at}.direction");
-    if spec.target.is_none() {
-        errors.add(
-            &field,
-            direction.as_str(),
-            format!("action {action} in this direction happens on the target pods, and there is no target"),
-            format!("set {at}.target, or direction to"),
-        );
-    }
-    if !spec.external_targets.is_empty() {
-        errors.add(
-            &field,
-            direction.as_str(),
-            format!(
-                "action {action} cannot happen on externalTargets, which are outside the cluster"
-            ),
-            format!("set direction to, or remove {at}.externalTargets"),
-        );
     }
 }
 

@@ -10,10 +10,14 @@
 //! | all others | both | egress to targets | egress to sources |
 //!
 //! Without a target the sources' packets to and from everybody are meant. A target without any pod
-//! is not the same as no target: then there is nothing to do. `externalTargets` are further peers of
-//! the sources, beside the target or without one.
+//! is not the same as no target: then there is nothing to do.
+//!
+//! `externalTargets` are further peers of the sources, beside the target or without one. Nothing can
+//! be done where those send, so it is done to what the sources receive. A fault has one set of
+//! peers for both ways; so where both are asked for, from a target and from outside, the sources
+//! do it to and from outside, and the targets to and from the sources.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -72,6 +76,8 @@ struct Sides {
     sources: Side,
     /// `None`: the experiment has no target.
     targets: Option<Side>,
+    /// Of each record.
+    addresses: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 /// The pods of a side that exist: ids of their records, and all their addresses.
@@ -98,6 +104,13 @@ impl Sides {
         Self {
             sources: side(true),
             targets: chaos.spec.target.is_some().then(|| side(false)),
+            addresses: request
+                .records
+                .iter()
+                .filter_map(|(_, id)| {
+                    Some((id.clone(), pod_ips(request.cluster.pod_of_record(id)?)))
+                })
+                .collect(),
         }
     }
 
@@ -131,6 +144,8 @@ fn share(
     };
     let peers = match sides.opposite(is_source) {
         None if outside.is_named => Some(BTreeSet::new()),
+        // The targets do what is between them.
+        Some(_) if is_source && ways.ingress && is_shaping(&chaos.spec) => Some(BTreeSet::new()),
         None => None,
         Some(others) => match peers(chaos, sides, others, is_source, id, &own) {
             Ok(inside) => Some(inside),
@@ -225,13 +240,22 @@ fn peers(
         return Err(Share::NoEffect(SELF_ONLY));
     }
     // A pod that is a source and a target would delay, or lose, the same packet twice.
-    if !is_source
-        && chaos.spec.action != NetworkAction::Partition
-        && sides.sources.ids.contains(id)
-        && Ways::of(&chaos.spec, true).is_some()
-    {
-        if let Some(targets) = &sides.targets {
-            peers.retain(|peer| !targets.addresses.contains(peer));
+    if !is_source && is_shaping(&chaos.spec) && sides.sources.ids.contains(id) {
+        match (Ways::of(&chaos.spec, true), &sides.targets) {
+            // It does so as a source.
+            (Some(Ways { ingress: false, .. }), Some(targets)) => {
+                peers.retain(|peer| !targets.addresses.contains(peer));
+            }
+            // Of two such pods the first does it both ways.
+            (Some(_), Some(targets)) if chaos.spec.direction == Some(Direction::Both) => {
+                let first = targets.ids.iter().take_while(|other| *other != id);
+                for other in first.filter(|other| sides.sources.ids.contains(*other)) {
+                    if let Some(theirs) = sides.addresses.get(other) {
+                        peers.retain(|peer| !theirs.contains(peer));
+                    }
+                }
+            }
+            _ => {}
         }
         if peers.is_empty() {
             return Err(Share::Nothing);
@@ -260,13 +284,25 @@ impl Ways {
         } else {
             (toward_source, toward_target)
         };
-        // Only a packet that is dropped can be dropped on arrival; it is shaped where it is sent.
+        // A packet is dropped at both ends. It is shaped at one: where it is sent, if that is a pod.
+        let outside = !spec.external_targets.is_empty();
+        let ingress = match spec.target {
+            _ if !is_shaping(spec) => received,
+            None => received,
+            Some(_) if is_source => received && outside,
+            Some(_) => received && sent && outside,
+        };
         let ways = Self {
             egress: sent,
-            ingress: received && spec.action == NetworkAction::Partition,
+            ingress,
         };
         (ways.egress || ways.ingress).then_some(ways)
     }
+}
+
+/// All but partition.
+fn is_shaping(spec: &NetworkChaosSpec) -> bool {
+    spec.action != NetworkAction::Partition
 }
 
 fn effect(

@@ -36,6 +36,15 @@ impl Cgroup {
         Cgroup::below(Path::new(ROOT))
     }
 
+    /// A new one with the name that a kubelet would give to that of the pod `uid`.
+    ///
+    /// # Errors
+    /// The kernel did not make it.
+    pub fn of_pod(uid: &str) -> Result<Cgroup> {
+        let end = format!("-pod{}.slice", uid.replace('-', "_"));
+        Cgroup::named(Path::new(ROOT), &end)
+    }
+
     /// A new one inside this one. Drop it before its parent.
     ///
     /// # Errors
@@ -45,8 +54,12 @@ impl Cgroup {
     }
 
     fn below(parent: &Path) -> Result<Cgroup> {
+        Cgroup::named(parent, "")
+    }
+
+    fn named(parent: &Path, end: &str) -> Result<Cgroup> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("{PREFIX}{}-{count}", std::process::id()));
+        let path = parent.join(format!("{PREFIX}{}-{count}{end}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("failed to make {}", path.display()))?;
         Ok(Cgroup { path })
     }

@@ -116,9 +116,34 @@ fn doctor_tries_each_mechanism_and_leaves_nothing() -> Result<()> {
     show(format_args!("{table}"));
     let said: Value = agent(["doctor", "--json"])?.json()?;
     let mechanisms = said["mechanisms"].as_array().context("no mechanisms")?;
-    ensure!(mechanisms.len() == 2, "{said}");
+    ensure!(mechanisms.len() == 3, "{said}");
     let all = mechanisms.iter().all(|m| m["supported"] == true);
     ensure!(all && table.status.success(), "{said}");
+    nothing_is_pinned()
+}
+
+vm_test!(apply_acts_on_what_comes_from_an_external_target, limit = 90);
+fn apply_acts_on_what_comes_from_an_external_target() -> Result<()> {
+    let stage = Stage::new()?;
+    let prober = stage.probe()?;
+    let spec = "  action: delay\n  direction: from\n  externalTargets: ['10.9.0.2:7000']\n  \
+                delay: {latency: 100ms}\n  duration: 8s\n";
+    let mut apply = stage.apply("slow", spec)?.start(Place::host())?;
+    apply.wait_for("armed by tc_ingress", PATIENCE)?;
+    let armed = Stamp::now();
+    std::thread::sleep(Duration::from_secs(2));
+    let probes = prober.stop()?.after(armed);
+    // The least of many: what is delayed is never early, and what is not is on time at least once.
+    let (there, back) = (probes.there().min()?, probes.back().min()?);
+    ensure!((99..190).contains(&back.as_millis()), "back {back:?}");
+    ensure!(there.as_millis() < 80, "there {there:?}");
+    ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
+    let status = apply.wait(PATIENCE)?;
+    ensure!(
+        status.success() && apply.stdout().contains("recovered, kernel verified clean"),
+        "{status}: {}",
+        apply.stdout()
+    );
     nothing_is_pinned()
 }
 

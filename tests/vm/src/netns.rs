@@ -10,6 +10,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::{Handle, LinkIfb, LinkUnspec, LinkVeth};
 
+mod uplink;
+
+pub use uplink::{Forwarding, Uplink};
+
 /// The device on either side of a [`Pair`], as a pod has it.
 pub const DEVICE: &str = "eth0";
 
@@ -34,6 +38,15 @@ impl Namespace {
         let namespace = Namespace { file };
         namespace.netlink(async |handle| link_up(&handle, "lo").await)?;
         Ok(namespace)
+    }
+
+    /// That of the machine itself.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn host() -> Result<Namespace> {
+        let file = File::open("/proc/1/ns/net").context("failed to open the host's namespace")?;
+        Ok(Namespace { file })
     }
 
     /// Runs `work` inside of it, on a thread of its own. Sockets that it makes stay inside.
@@ -213,36 +226,7 @@ impl Pair {
     /// The kernel did not make them.
     pub fn new() -> Result<Pair> {
         let (a, b) = (Namespace::new()?, Namespace::new()?);
-        let other_end = "other-end";
-        a.netlink(async |handle| {
-            let cable = LinkVeth::new(DEVICE, other_end).build();
-            handle
-                .link()
-                .add(cable)
-                .execute()
-                .await
-                .context("failed to make a veth pair")?;
-            let index = link_index(&handle, other_end).await?;
-            let message = LinkUnspec::new_with_index(index)
-                .setns_by_fd(b.file.as_raw_fd())
-                .build();
-            handle
-                .link()
-                .set(message)
-                .execute()
-                .await
-                .context("failed to move a veth device")
-        })?;
-        b.netlink(async |handle| {
-            let index = link_index(&handle, other_end).await?;
-            let message = LinkUnspec::new_with_index(index).name(DEVICE).build();
-            handle
-                .link()
-                .set(message)
-                .execute()
-                .await
-                .context("failed to rename a veth device")
-        })?;
+        cable(&a, DEVICE, &b)?;
         for (namespace, v4, v6) in [(&a, Pair::A4, Pair::A6), (&b, Pair::B4, Pair::B6)] {
             namespace.add_address(DEVICE, v4, 24)?;
             namespace.add_address(DEVICE, v6, 64)?;
@@ -250,6 +234,40 @@ impl Pair {
         }
         Ok(Pair { a, b })
     }
+}
+
+/// A cable from a new device of `a` to a new `eth0` of `b`; both are down.
+fn cable(a: &Namespace, device: &str, b: &Namespace) -> Result<()> {
+    let other_end = "other-end";
+    a.netlink(async |handle| {
+        let cable = LinkVeth::new(device, other_end).build();
+        handle
+            .link()
+            .add(cable)
+            .execute()
+            .await
+            .context("failed to make a veth pair")?;
+        let index = link_index(&handle, other_end).await?;
+        let message = LinkUnspec::new_with_index(index)
+            .setns_by_fd(b.file.as_raw_fd())
+            .build();
+        handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .context("failed to move a veth device")
+    })?;
+    b.netlink(async |handle| {
+        let index = link_index(&handle, other_end).await?;
+        let message = LinkUnspec::new_with_index(index).name(DEVICE).build();
+        handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .context("failed to rename a veth device")
+    })
 }
 
 /// Sets loopback up in the namespace of the calling thread.

@@ -3,6 +3,9 @@
 mod cycles;
 mod deadline;
 mod figures;
+mod host;
+mod ingress;
+mod kernel;
 mod lost;
 mod packets;
 mod peers;

@@ -302,6 +302,7 @@ fn flags(bits: u32) -> String {
         (flag::OBSERVE, "observe"),
         (flag::DROP, "drop"),
         (flag::DRAWS, "draws"),
+        (flag::SOURCE_PORT, "source-port"),
     ];
     let known = names.iter().fold(0, |all, (bit, _)| all | bit);
     let mut words: Vec<String> = names

@@ -165,11 +165,46 @@ fn external_targets_are_peers_of_the_sources() {
 }
 
 #[test]
+fn what_comes_from_outside_is_shaped_where_it_arrives() {
+    let of = |direction: &str, target: &str, pairs: &str| {
+        let spec = format!(
+            "{{action: delay, delay: {{latency: 100ms}}, mode: all, selector: {{}}, \
+             direction: {direction}, {target} externalTargets: [192.0.2.9]}}"
+        );
+        shown(&assigned(&spec, pairs, &four()))
+    };
+    let target = "target: {mode: all, selector: {}},";
+    assert_eq!(of("from", "", "a"), "a:ingress{192.0.2.9}");
+    assert_eq!(of("both", "", "a"), "a:both{192.0.2.9}");
+    // Each packet once: between the pods where it is sent, or else by the targets alone.
+    assert_eq!(
+        of("to", target, "a > c"),
+        "a:egress{3,192.0.2.9} c':nothing"
+    );
+    assert_eq!(
+        of("from", target, "a > c"),
+        "a:ingress{192.0.2.9} c':egress{1}"
+    );
+    assert_eq!(of("both", target, "a > c"), "a:both{192.0.2.9} c':both{1}");
+    assert_eq!(
+        of("both", target, "a b > a b c"),
+        "a:both{192.0.2.9} b:both{192.0.2.9} a':both{2} b':nothing c':both{1,2}"
+    );
+    assert_eq!(
+        of("from", target, "a b > a b"),
+        "a:ingress{192.0.2.9} b:ingress{192.0.2.9} a':egress{2} b':egress{1}"
+    );
+    assert_eq!(of("both", target, "a >"), "a:both{192.0.2.9}");
+}
+
+#[test]
 fn without_a_target_all_packets_are_meant() {
     check("partition", "to", "a b", "a:egress{*} b:egress{*}");
     check("partition", "from", "a", "a:ingress{*}");
     check("partition", "both", "a", "a:both{*}");
     check("delay", "to", "a", "a:egress{*}");
+    check("delay", "from", "a", "a:ingress{*}");
+    check("delay", "both", "a", "a:both{*}");
 }
 
 #[test]

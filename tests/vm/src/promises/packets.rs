@@ -8,6 +8,7 @@ use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, Chance};
 use chaos_agent::kernel::maps::TargetKind;
+use chaos_planner::capabilities::Mechanism;
 
 use crate::fuzz;
 use crate::programs::{LOOPBACK, Programs, SLOT, STOLEN, UNSPEC};
@@ -92,7 +93,8 @@ fn the_verifier_has_little_to_look_at() -> Result<()> {
     // a million; what grows towards it takes seconds to load.
     const LIMIT: u32 = 60_000;
     let programs = Programs::load(Path::new(BPFFS))?;
-    for (name, program) in programs.egress.programs() {
+    let ingress = programs.load_too(Mechanism::TcIngress)?;
+    for (name, program) in programs.egress.programs().chain(ingress.programs()) {
         if let Ok(info) = program.info()
             && let Some(instructions) = info.verified_instruction_count()
         {
