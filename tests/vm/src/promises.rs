@@ -12,3 +12,4 @@ mod packets;
 mod peers;
 mod together;
 mod upgrade;
+mod upstream;
