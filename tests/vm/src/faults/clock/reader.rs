@@ -110,15 +110,16 @@ pub(super) fn off_by(readings: &[Reading], clock: u32, expected: i64) -> Result<
     ensure!(!readings.is_empty(), "there are no readings");
     // What the clock shows at the moment 0 of CLOCK_BOOTTIME. The test's own clocks are right.
     let origin = library(clock) - Stamp::now().0 as i64;
-    for reading in readings {
+    for (index, reading) in readings.iter().enumerate() {
         let right = origin + reading.before.0 as i64;
         let shown = reading.of(clock).unwrap_or_default();
         let off = |shown: i64| (shown - right) as f64 / 1e9 - expected as f64;
         let close = |off: f64| off.abs() < 2.0;
         ensure!(
             close(off(shown)),
-            "clock {clock} is {:.3} s beside {expected} s: {reading:?}",
-            off(shown)
+            "clock {clock} is {:.3} s beside {expected} s in reading {index} of {}: {reading:?}",
+            off(shown),
+            readings.len()
         );
         if clock == 0 {
             ensure!(
