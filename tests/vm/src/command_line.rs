@@ -116,7 +116,7 @@ fn doctor_tries_each_mechanism_and_leaves_nothing() -> Result<()> {
     show(format_args!("{table}"));
     let said: Value = agent(["doctor", "--json"])?.json()?;
     let mechanisms = said["mechanisms"].as_array().context("no mechanisms")?;
-    ensure!(mechanisms.len() == 3, "{said}");
+    ensure!(mechanisms.len() == 4, "{said}");
     let all = mechanisms.iter().all(|m| m["supported"] == true);
     ensure!(all && table.status.success(), "{said}");
     nothing_is_pinned()
