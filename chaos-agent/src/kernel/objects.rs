@@ -34,25 +34,49 @@ pub fn bytes(mechanism: Mechanism) -> &'static [u8] {
     }
 }
 
-/// Creates or adopts the maps under `pins` and parses the programs; each program is loaded into
-/// the kernel by its mechanism. `globals` are the constants of the object that are filled in.
-///
-/// # Errors
-/// [`LoadError`], with the verifier's words if it was that.
-pub fn load(mechanism: Mechanism, pins: &Path, globals: &[(&str, u32)]) -> Result<Ebpf, LoadError> {
-    let bytes = bytes(mechanism);
-    if bytes.is_empty() {
-        return Err(LoadError::Absent);
+/// Loads objects, one after the other. One for all: a new one of aya's reads the types of the whole
+/// kernel, which takes longer than what it is needed for.
+pub struct Loader<'a>(EbpfLoader<'a>);
+
+impl<'a> Loader<'a> {
+    /// One that creates or adopts the maps under `pins`.
+    pub fn new(pins: &Path) -> Self {
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins);
+        // No relocation: what reads kernel structures gets its offsets as globals.
+        loader.btf(None);
+        Self(loader)
     }
-    let mut loader = EbpfLoader::new();
-    loader.default_map_pin_directory(pins);
-    // No relocation: what reads kernel structures gets its offsets as globals.
-    loader.btf(None);
-    for (name, value) in globals {
-        loader.override_global(name, value, true);
+
+    /// Creates or adopts the maps of an object and parses its programs; each program is loaded into
+    /// the kernel by its mechanism.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the verifier's words if it was that.
+    pub fn load(&mut self, mechanism: Mechanism) -> Result<Ebpf, LoadError> {
+        let bytes = bytes(mechanism);
+        if bytes.is_empty() {
+            return Err(LoadError::Absent);
+        }
+        self.0.load(bytes).map_err(|source| LoadError::Refused {
+            object: mechanism.name(),
+            source: Box::new(source),
+        })
     }
-    loader.load(bytes).map_err(|source| LoadError::Refused {
-        object: mechanism.name(),
-        source: Box::new(source),
-    })
+
+    /// The same of an object with constants that are filled in. It is the last: others would be asked
+    /// for these constants, too.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; also when there is no such constant.
+    pub fn load_with(
+        mut self,
+        mechanism: Mechanism,
+        globals: &'a [(&'a str, u32)],
+    ) -> Result<Ebpf, LoadError> {
+        for (name, value) in globals {
+            self.0.override_global(name, value, true);
+        }
+        self.load(mechanism)
+    }
 }

@@ -16,7 +16,7 @@ use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::NetworkEffect;
 
 use super::{MechanismError, canary, io_error, program, unpin};
-use crate::kernel::objects;
+use crate::kernel::objects::{LoadError, Loader};
 
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
     ("cgroup_drop_egress", CgroupSkbAttachType::Egress),
@@ -34,8 +34,8 @@ impl CgroupDrop {
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
-    pub fn load(pins: &Path) -> Result<Self, MechanismError> {
-        let mut ebpf = objects::load(Mechanism::CgroupDrop, pins, &[])?;
+    pub fn load(loader: &mut Loader<'_>, pins: &Path) -> Result<Self, MechanismError> {
+        let mut ebpf = loader.load(Mechanism::CgroupDrop)?;
         for (_, program) in ebpf.programs_mut() {
             let skb: &mut CgroupSkb = program
                 .try_into()
@@ -93,7 +93,7 @@ impl CgroupDrop {
                 .ebpf
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
-                .ok_or(objects::LoadError::Absent)?;
+                .ok_or(LoadError::Absent)?;
             let id = skb
                 .attach(&root, hook, CgroupAttachMode::Single)
                 .map_err(program("attach cgroup_drop to the root cgroup"))?;

@@ -21,7 +21,7 @@ use chaos_planner::fault::Mode;
 pub use self::stubs::Stubs;
 use super::{MechanismError, io_error, program, unpin};
 use crate::kernel::btf::{Field, Layout};
-use crate::kernel::objects;
+use crate::kernel::objects::{LoadError, Loader};
 
 const EXEC: &str = "clock_shift_exec";
 
@@ -44,7 +44,7 @@ impl ClockShift {
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`. The maps are there all the same.
-    pub fn load(pins: &Path, proc_root: &Path) -> Result<Self, MechanismError> {
+    pub fn load(loader: Loader<'_>, pins: &Path, proc_root: &Path) -> Result<Self, MechanismError> {
         let layout = Layout::of_this_kernel();
         let fields = arch::ARGUMENTS.into_iter().chain(BPRM);
         let globals: Vec<(&str, Option<u32>)> = fields
@@ -54,7 +54,7 @@ impl ClockShift {
             .iter()
             .map(|&(global, offset)| (global, offset.unwrap_or(0)))
             .collect();
-        let mut ebpf = objects::load(Mechanism::ClockShift, pins, &known)?;
+        let mut ebpf = loader.load_with(Mechanism::ClockShift, &known)?;
         let stubs = Stubs::new(proc_root.to_owned())?;
         layout.map_err(io_error("find the kernel's structures"))?;
         if let Some((global, _)) = globals.iter().find(|(_, offset)| offset.is_none()) {
@@ -153,7 +153,7 @@ where
     let found = ebpf
         .program_mut(name)
         .and_then(|program| program.try_into().ok());
-    found.ok_or(objects::LoadError::Absent.into())
+    found.ok_or(LoadError::Absent.into())
 }
 
 fn pin(link: FdLink, path: &Path) -> Result<(), MechanismError> {

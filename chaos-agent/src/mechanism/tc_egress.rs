@@ -7,7 +7,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -25,7 +24,8 @@ use super::tc_ingress::Way;
 use super::{MechanismError, canary, io_error, program};
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};
-use crate::kernel::{netns, objects};
+use crate::kernel::netns;
+use crate::kernel::objects::{self, Loader};
 
 /// A way of a device of a target that we have attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,8 +85,8 @@ impl TcEgress {
     ///
     /// # Errors
     /// [`MechanismError`]
-    pub fn load(way: Way, pins: &Path, packets: u32) -> Result<Self, MechanismError> {
-        let mut ebpf = objects::load(way.mechanism(), pins, &[])?;
+    pub fn load(loader: &mut Loader<'_>, way: Way, packets: u32) -> Result<Self, MechanismError> {
+        let mut ebpf = loader.load(way.mechanism())?;
         for (_, program) in ebpf.programs_mut() {
             let classifier: &mut SchedClassifier = program
                 .try_into()

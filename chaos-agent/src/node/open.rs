@@ -16,9 +16,10 @@ use super::entry::Entry;
 use super::{Node, Options, Owner};
 use crate::executor::{ArmedRule, Executor, Programs};
 use crate::journal::{self, Journal};
+use crate::kernel::clock;
 use crate::kernel::generation::{Generation, GenerationError};
 use crate::kernel::maps::{self, MapsError, Pinned};
-use crate::kernel::{clock, objects};
+use crate::kernel::objects::{self, Loader};
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
@@ -82,11 +83,12 @@ impl Node {
         fs::create_dir_all(&pins).map_err(io_error(format!("create {}", pins.display())))?;
 
         let budget = u32::try_from(options.delay_budget / 1024).unwrap_or(u32::MAX);
-        let cgroup_drop = CgroupDrop::load(&pins);
+        let mut loader = Loader::new(&pins);
+        let cgroup_drop = CgroupDrop::load(&mut loader, &pins);
         // No packet counts less than one unit of the budget.
-        let load = |way| TcEgress::load(way, &pins, budget.max(1));
+        let mut load = |way| TcEgress::load(&mut loader, way, budget.max(1));
         let tc = [Way::Egress, Way::Ingress].map(|way| (way.mechanism(), load(way)));
-        let clock_shift = ClockShift::load(&pins, &options.proc_root);
+        let clock_shift = ClockShift::load(loader, &pins, &options.proc_root);
         let mut maps = match Pinned::open(&options.bpffs) {
             Ok(maps) => maps,
             Err(error) => {

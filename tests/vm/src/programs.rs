@@ -9,7 +9,7 @@ use aya::Ebpf;
 use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
 use chaos_agent::kernel::generation::Generation;
 use chaos_agent::kernel::maps::{self, Pinned};
-use chaos_agent::kernel::objects;
+use chaos_agent::kernel::objects::Loader;
 use chaos_planner::capabilities::Mechanism;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -64,9 +64,9 @@ impl Programs {
                 pins.display()
             )
         })?;
-        let mut cgroup = objects::load(Mechanism::CgroupDrop, &pins, &[])?;
-        let mut egress = objects::load(Mechanism::TcEgress, &pins, &[("SLOT", SLOT)])?;
-        let _clock_shift = objects::load(Mechanism::ClockShift, &pins, &[])?;
+        let mut cgroup = Loader::new(&pins).load(Mechanism::CgroupDrop)?;
+        let mut egress = Loader::new(&pins).load_with(Mechanism::TcEgress, &[("SLOT", SLOT)])?;
+        let _clock_shift = Loader::new(&pins).load(Mechanism::ClockShift)?;
         for (_, program) in cgroup.programs_mut().chain(egress.programs_mut()) {
             match program {
                 Program::SchedClassifier(classifier) => classifier.load()?,
@@ -91,7 +91,7 @@ impl Programs {
     /// The object of another mechanism with the same maps, verified and not in force.
     pub(crate) fn load_too(&self, mechanism: Mechanism) -> Result<Ebpf> {
         let pins = maps::directory(&self.directory);
-        let mut object = objects::load(mechanism, &pins, &[("SLOT", SLOT)])?;
+        let mut object = Loader::new(&pins).load_with(mechanism, &[("SLOT", SLOT)])?;
         for (_, program) in object.programs_mut() {
             if let Program::SchedClassifier(classifier) = program {
                 classifier.load()?;
