@@ -48,11 +48,20 @@ impl Executor {
         Ok(remain && self.maps.target(TargetKind::Clock, rule.key)?.is_none())
     }
 
-    /// Why not every program of the target sees what it should.
-    pub fn clock_problem(&self, armed: &Armed) -> Option<&str> {
+    /// Why not every program of the target sees what it should, or has always seen it.
+    pub fn clock_problem(&self, armed: &Armed) -> Option<String> {
         let stubs = &self.clock_shift.as_ref()?.stubs;
-        let keys = armed.rules.iter().map(|rule| rule.key);
-        keys.filter_map(|key| stubs.problem(key)).next()
+        let keys = || armed.rules.iter().map(|rule| rule.key);
+        if let Some(problem) = keys().find_map(|key| stubs.problem(key)) {
+            return Some(format!("not every program sees another time: {problem}"));
+        }
+        let skipped = keys().map(|key| stubs.skipped(key)).max().unwrap_or(0);
+        (skipped > 0).then(|| {
+            format!(
+                "up to {skipped} reads of a clock on this node saw the right time: this kernel \
+                 interrupts programs like ours, and shows them no other call meanwhile"
+            )
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! bytes of their vDSO (`stubs`).
 
 mod arch;
+mod skipped;
 mod stopped;
 mod stubs;
 mod vdso;
@@ -18,6 +19,7 @@ use chaos_planner::capabilities::Mechanism;
 use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::Mode;
 
+pub use self::skipped::skipped;
 pub use self::stubs::Stubs;
 use super::{MechanismError, io_error, program, unpin};
 use crate::kernel::btf::{Field, Layout};

@@ -7,12 +7,23 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use super::skipped::skipped;
 use super::vdso::{Content, Done, Vdso, VdsoError};
 use crate::mechanism::MechanismError;
 
 /// How often a target is looked through for programs that were started meanwhile by one that had
 /// not been seen to yet.
 const PASSES: u32 = 8;
+
+impl Held {
+    fn begin() -> Self {
+        Self {
+            skipped_before: skipped(),
+            stubbed: BTreeSet::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+}
 
 /// Programs with stubs.
 pub struct Stubs {
@@ -22,8 +33,9 @@ pub struct Stubs {
 }
 
 /// Of one cgroup.
-#[derive(Default)]
 struct Held {
+    /// What [`skipped`] said when its first program was seen to.
+    skipped_before: u64,
     /// Pids.
     stubbed: BTreeSet<u32>,
     /// Why some are not as they should be.
@@ -52,6 +64,7 @@ impl Stubs {
         cgroup: u64,
         pids: impl Fn() -> Vec<u32>,
     ) -> Result<(), MechanismError> {
+        self.held.entry(cgroup).or_insert_with(Held::begin);
         let mut seen = BTreeSet::new();
         for _ in 0..PASSES {
             let new: Vec<u32> = pids().into_iter().filter(|pid| seen.insert(*pid)).collect();
@@ -77,13 +90,13 @@ impl Stubs {
     /// Those who have come since, in other ways than by being started there. Problems are kept for
     /// [`Self::problem`].
     pub fn refresh(&mut self, cgroup: u64, pids: &[u32]) {
-        let held = self.held.entry(cgroup).or_default();
+        let held = self.held.entry(cgroup).or_insert_with(Held::begin);
         held.stubbed.retain(|pid| pids.contains(pid));
         held.problems.clear();
         for &pid in pids {
             if let Err(error) = self.stub(cgroup, pid) {
                 let text = format!("process {pid}{}: {error}", self.name(pid));
-                let held = self.held.entry(cgroup).or_default();
+                let held = self.held.entry(cgroup).or_insert_with(Held::begin);
                 held.problems.insert(pid, text);
             }
         }
@@ -92,7 +105,7 @@ impl Stubs {
     /// Everybody gets the original bytes back: those who had stubs, and these, who may have
     /// inherited some. Whoever cannot be seen to now remains, see [`Self::remain`].
     pub fn leave(&mut self, cgroup: u64, pids: &[u32]) {
-        let mut held = self.held.remove(&cgroup).unwrap_or_default();
+        let mut held = self.held.remove(&cgroup).unwrap_or_else(Held::begin);
         held.problems.clear();
         held.stubbed.extend(pids);
         // A cgroup around this one, or in it, may have rules of its own.
@@ -137,13 +150,20 @@ impl Stubs {
         problems.values().next().map(String::as_str)
     }
 
+    /// How many clock reads of this node have not been shown to our programs since this cgroup was
+    /// first seen to.
+    pub fn skipped(&self, cgroup: u64) -> u64 {
+        let before = self.held.get(&cgroup).map(|held| held.skipped_before);
+        before.map_or(0, |before| skipped().saturating_sub(before))
+    }
+
     fn stub(&mut self, cgroup: u64, pid: u32) -> Result<(), VdsoError> {
         // Nobody can stop himself, and the agent has to know the right time.
         if pid == std::process::id() {
             return Ok(());
         }
         let process = self.proc_root.join(pid.to_string());
-        let held = self.held.entry(cgroup).or_default();
+        let held = self.held.entry(cgroup).or_insert_with(Held::begin);
         match self.vdso.give(&process, Content::Stubs)? {
             Done::Changed | Done::Nothing => held.stubbed.insert(pid),
             Done::Absent => held.stubbed.remove(&pid),
