@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_api::v1alpha1::ChaosStatus;
 
 use crate::{
+    cluster::Cluster,
     lab::{
         Lab, Wanted,
         chaos::{Applied, Counted, PATIENCE},
@@ -24,8 +25,9 @@ use crate::{
 
 pub(super) const NAMESPACE: &str = "cluster-tests";
 
-/// `a` and `b` are what experiments are about; nothing is ever asked of `c`. `d` is on the other node.
-pub(super) const PODS: [Wanted<'_>; 4] = [
+/// `a` and `b` are what experiments are about; nothing is ever asked of `c`. `d` is on the other node, if
+/// there is one.
+const PODS: [Wanted<'_>; 4] = [
     Wanted::new("a", &[("app", "peer")]).on(NODE),
     Wanted::new("b", &[("app", "peer")]).on(NODE),
     Wanted::new("c", &[("app", "bystander")]).on(NODE),
@@ -35,8 +37,15 @@ pub(super) const PODS: [Wanted<'_>; 4] = [
 /// Where all but one pod are: rules of one node, and probes on it, are compared by one clock.
 pub(super) const NODE: &str = "node1";
 
-/// How many there are.
-pub(super) const NODES: u32 = 2;
+/// Those that a cluster can have.
+pub(super) fn pods(cluster: &Cluster) -> &'static [Wanted<'static>] {
+    let near = &PODS[..PODS.len() - 1];
+    if cluster.nodes().len() > 1 {
+        &PODS
+    } else {
+        near
+    }
+}
 
 /// Before and after a fault.
 pub(super) const SPAN: Duration = Duration::from_secs(2);

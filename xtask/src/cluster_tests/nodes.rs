@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use chaos_api::v1alpha1::RecordPhase;
 
 use super::{
+    Test,
     bench::{Bench, EDGE, NAMESPACE, NODE, document},
-    tests,
 };
 use crate::{
     lab::{
@@ -20,9 +20,17 @@ use crate::{
     step,
 };
 
-tests![
-    a_fault_between_two_nodes_is_done_on_both,
-    every_one_of_many_pods_of_a_node_is_injected,
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "a_fault_between_two_nodes_is_done_on_both",
+        run: a_fault_between_two_nodes_is_done_on_both,
+        nodes: 2,
+    },
+    Test {
+        name: "every_one_of_many_pods_of_a_node_is_injected",
+        run: every_one_of_many_pods_of_a_node_is_injected,
+        nodes: 1,
+    },
 ];
 
 /// How many pods a node of the reference figures has.
