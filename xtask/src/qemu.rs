@@ -6,7 +6,8 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fs::{self, OpenOptions},
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -17,6 +18,19 @@ use anyhow::{Context, Result, bail};
 /// Lines of the console that an error repeats.
 const LINES_IN_ERROR: usize = 40;
 
+/// What a machine that hangs is asked before it is ended, and how long it has for each answer: where
+/// its CPUs are, twice, and then, by an interrupt that cannot be masked, a panic with its stacks (see
+/// [`PANIC_ON_NMI`]).
+const LAST_WORDS: [(&str, Duration); 4] = [
+    ("info registers -a", Duration::from_secs(1)),
+    ("info registers -a", Duration::from_secs(1)),
+    ("nmi", Duration::from_secs(5)),
+    ("quit", Duration::ZERO),
+];
+
+/// Parameter of the kernel that makes it print where each CPU is when QEMU sends it an NMI.
+const PANIC_ON_NMI: &str = "unknown_nmi_panic";
+
 /// What to start. Fields are independent of each other; `Machine::new` gives small defaults.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
@@ -26,7 +40,7 @@ pub(crate) struct Machine {
     pub(crate) kernel: PathBuf,
     /// A cpio archive (`initramfs.rs`), compressed or not.
     pub(crate) initrd: PathBuf,
-    /// Appended to the kernel's command line, after `console=ttyS0 panic=-1 quiet`.
+    /// Appended to the kernel's command line, after what every machine gets.
     pub(crate) append: String,
     /// Virtual CPUs; each is a thread of QEMU.
     pub(crate) cpus: u32,
@@ -123,8 +137,10 @@ impl Machine {
             .args(["--pdeathsig", "TERM"])
             .arg(machine.get_program())
             .args(machine.get_args())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            // The last option counts.
+            .args(["-monitor", "stdio"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .context("failed to start qemu-system-x86_64: run `cargo xtask setup`")?;
@@ -179,9 +195,12 @@ impl Machine {
         add("-initrd", self.initrd.display().to_string());
         add(
             "-append",
-            format!("console=ttyS0 panic=-1 quiet {}", self.append)
-                .trim()
-                .to_owned(),
+            format!(
+                "console=ttyS0 panic=-1 quiet {PANIC_ON_NMI} {}",
+                self.append
+            )
+            .trim()
+            .to_owned(),
         );
         add("-serial", format!("file:{}", self.console.display()));
         if let Some(report) = &self.report {
@@ -278,7 +297,7 @@ impl Vm {
             _ => {
                 let mut message = String::new();
                 if let Some(stderr) = &mut self.child.stderr {
-                    let _partial = std::io::Read::read_to_string(stderr, &mut message);
+                    let _partial = stderr.read_to_string(&mut message);
                 }
                 bail!(
                     "VM {}: QEMU ended with {status}: {}; {}",
@@ -288,6 +307,31 @@ impl Vm {
                 )
             }
         }
+    }
+
+    /// Ends a machine that hangs, and leaves in its console where its CPUs were.
+    ///
+    /// # Errors
+    /// If it could not be asked; it is ended all the same.
+    pub(crate) fn end_hung(&mut self) -> Result<()> {
+        let asked = self.last_words();
+        self.kill();
+        let mut answers = String::new();
+        if let (Ok(()), Some(mut stdout)) = (&asked, self.child.stdout.take()) {
+            stdout.read_to_string(&mut answers)?;
+        }
+        let mut console = OpenOptions::new().append(true).open(&self.console)?;
+        console.write_all(answers.as_bytes())?;
+        asked
+    }
+
+    fn last_words(&mut self) -> Result<()> {
+        let monitor = self.child.stdin.as_mut().context("no monitor")?;
+        for (question, time) in LAST_WORDS {
+            writeln!(monitor, "{question}").context("failed to ask the monitor")?;
+            std::thread::sleep(time);
+        }
+        Ok(())
     }
 
     /// Ends the machine at once.

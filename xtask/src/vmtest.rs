@@ -24,13 +24,14 @@ use crate::{
 };
 
 pub(crate) use image::{Binaries, build, built};
+use outcome::HANGS;
 pub(crate) use outcome::{KernelRun, TestResult};
 
 /// A machine that still runs after this time hangs: the runner inside has limits of its own.
 const TIME_LIMIT: Duration = Duration::from_secs(2400);
 
 /// QEMU's emulation of code that patches itself on another CPU fails now and then: the kernel dies of
-/// an `int3`. The machine is booted again and goes on with the test that it was at.
+/// an `int3`, or hangs. The machine is booted again and goes on with the test that it was at.
 const BOOTS: u32 = 3;
 
 /// They cost time, and nobody attacks these machines.
@@ -172,7 +173,7 @@ pub(crate) fn boot(
                     ..
                 }) if boots < BOOTS => {
                     boots += 1;
-                    note!("VM {name}: boot {boots} of {BOOTS}: QEMU broke it in {test}");
+                    note!("VM {name}: boot {boots} of {BOOTS}: it broke down in {test}");
                     crate::cache::remove(&directory.join(CRASHED))?;
                     fs::rename(&machine.console, directory.join(CRASHED))
                         .context("failed to keep the console")?;
@@ -244,14 +245,27 @@ fn watch(
     let started = Instant::now();
     let mut vm = machine.spawn()?;
     let mut shown = 0;
+    let mut spoke = Instant::now();
     let ended = loop {
         let running = vm.is_running();
         let seen = read(events)?;
         for event in seen.iter().skip(shown) {
             show(step, series, event);
         }
+        if seen.len() > shown {
+            spoke = Instant::now();
+        }
         shown = seen.len();
         match running {
+            Ok(true) if outcome::patience(&seen).is_some_and(|time| spoke.elapsed() > time) => {
+                let asked = vm.end_hung();
+                let silent = spoke.elapsed().as_secs();
+                let why = format!("{HANGS}: not a word for {silent} s");
+                break Some(match asked {
+                    Ok(()) => format!("{why}; its CPUs are at the end of its console"),
+                    Err(error) => format!("{why}; and where its CPUs are is not known: {error:#}"),
+                });
+            }
             Ok(true) => std::thread::sleep(Duration::from_millis(100)),
             Ok(false) => break None,
             Err(error) => break Some(format!("{error:#}")),
@@ -274,7 +288,7 @@ fn watch(
 fn show(step: &Step, series: Series, event: &Event) {
     match event {
         Event::Booted { release, tests } => step.progress(format!("{release}: {tests} tests")),
-        Event::Started { test } => step.progress(test.as_str()),
+        Event::Started { test, .. } => step.progress(test.as_str()),
         Event::Finished {
             test,
             outcome: Outcome::Failed(why),

@@ -23,6 +23,8 @@ pub enum Event {
     Started {
         /// Full name, `faults::partition::the_sender_gets_eperm`.
         test: String,
+        /// After this time the runner ends it; if it does not, the machine hangs.
+        limit_seconds: f64,
     },
     /// A test has ended.
     Finished {

@@ -133,7 +133,10 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
     }
     for test in tests {
         let name = test.full_name();
-        tell(Event::Started { test: name.clone() })?;
+        tell(Event::Started {
+            test: name.clone(),
+            limit_seconds: test.limit.as_secs_f64(),
+        })?;
         let start = Instant::now();
         let outcome = run_apart(test, &name).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
         let outcome = judge(outcome, &mut log, cgroup::sweep());

@@ -1,6 +1,6 @@
 //! What a run of a VM amounts to. Pure: from its events to results.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -15,6 +15,13 @@ pub(super) const CUT_SHORT: &str = "run::all_tests_run_to_the_end";
 /// What the kernel says when QEMU has broken it.
 const BROKEN_BY_QEMU: &str = "Oops: int3";
 
+/// Opens what is said of a machine that was ended because it hung.
+pub(super) const HANGS: &str = "the machine hangs";
+
+/// A machine whose runner says nothing for so long after the limit of a test hangs: the runner should
+/// have ended the test, and the clocks of a machine under load are late by seconds only.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// One boot of one kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelRun {
@@ -24,8 +31,8 @@ pub(crate) struct KernelRun {
     pub(crate) seconds: f64,
     /// In the order they ran.
     pub(crate) results: Vec<TestResult>,
-    /// The test that QEMU broke the machine in, if it did: neither that nor those after it have a
-    /// result that counts.
+    /// The test that the machine broke down in, by QEMU's fault as far as is known: neither that nor
+    /// those after it have a result that counts.
     pub(crate) broken_in: Option<String>,
     /// Where its console and its events are kept.
     pub(crate) directory: PathBuf,
@@ -66,6 +73,17 @@ impl TestResult {
     }
 }
 
+/// How long the runner may be silent after these events; none while the machine boots and while it
+/// powers off, which its time limit is for.
+pub(super) fn patience(events: &[Event]) -> Option<Duration> {
+    match events.last()? {
+        Event::Started { limit_seconds, .. } => {
+            Some(Duration::from_secs_f64(*limit_seconds) + SILENCE)
+        }
+        Event::Booted { .. } | Event::Finished { .. } | Event::Ended { .. } => None,
+    }
+}
+
 /// Makes results of events. A test that began and did not end took the machine down; a run that
 /// did not end says so once more, since tests are missing.
 ///
@@ -90,7 +108,7 @@ pub(crate) fn conclude(
                 release = Some(r.clone());
                 asked = *tests;
             }
-            Event::Started { test } => begun.push(test.clone()),
+            Event::Started { test, .. } => begun.push(test.clone()),
             Event::Finished {
                 test,
                 outcome,
@@ -120,7 +138,8 @@ pub(crate) fn conclude(
     };
     // The kernel patches its own code while another CPU runs it; under emulation that one may find
     // the breakpoint of the patch when nobody knows of it any more.
-    let is_broken = !ended && (console.contains(BROKEN_BY_QEMU) || why.contains(BROKEN_BY_QEMU));
+    let is_said = |words: &str| console.contains(words) || why.contains(words);
+    let is_broken = !ended && (is_said(BROKEN_BY_QEMU) || is_said(HANGS));
     let finished: HashSet<_> = results.iter().map(|r| r.test.clone()).collect();
     let lost = begun.iter().filter(|t| !finished.contains(*t));
     let broken_in = lost.clone().next().filter(|_| is_broken).cloned();
@@ -159,7 +178,10 @@ mod tests {
     }
 
     fn started(test: &str) -> Event {
-        Event::Started { test: test.into() }
+        Event::Started {
+            test: test.into(),
+            limit_seconds: 20.0,
+        }
     }
 
     fn passed(test: &str) -> Event {
@@ -199,6 +221,21 @@ mod tests {
         };
         assert_eq!(conclude("Oops: int3: 0000 [#1]\n").as_deref(), Some("b"));
         assert_eq!(conclude("Kernel panic\n"), None);
+    }
+
+    #[test]
+    fn a_machine_hangs_that_is_silent_long_after_the_limit_of_its_test() {
+        assert_eq!(patience(&[]), None);
+        assert_eq!(patience(&[booted()]), None);
+        let at_a_test = [booted(), started("a")];
+        assert_eq!(
+            patience(&at_a_test),
+            Some(Duration::from_secs(20) + SILENCE)
+        );
+        assert_eq!(patience(&[booted(), started("a"), passed("a")]), None);
+        let why = format!("{HANGS}: not a word for 80 s");
+        let run = conclude("6.1", &at_a_test, Some(&why), "", 90.0, PathBuf::new()).unwrap();
+        assert_eq!(run.broken_in.as_deref(), Some("a"));
     }
 
     #[test]
