@@ -161,6 +161,7 @@ fn emulated(
     let options = vmtest::Options {
         only: Some(format!("bench::{}::", part.name())),
         append: format!("{}{pairs}", vm_tests::figures::PAIRS),
+        no_runtimes: true,
         time_limit: Some(TIME_LIMIT),
         ..vmtest::Options::default()
     };

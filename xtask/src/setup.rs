@@ -9,6 +9,7 @@ pub(crate) mod kernels;
 pub(crate) mod kube;
 mod modules;
 pub(crate) mod rootfs;
+pub(crate) mod runtimes;
 pub(crate) mod rust;
 
 use std::path::Path;
@@ -29,6 +30,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     for series in kernels::Series::ALL {
         kernels::ensure(series)?;
     }
+    runtimes::ensure()?;
     rootfs::ensure(&kernels::ensure(rootfs::KERNEL)?)?;
     kube.wait()?;
     Ok(())

@@ -18,8 +18,11 @@ use vm_tests::report::{Event, Outcome};
 
 use crate::{
     out::{note, say},
-    qemu::Machine,
-    setup::kernels::{self, Series},
+    qemu::{Drive, DriveFormat, Machine},
+    setup::{
+        kernels::{self, Series},
+        runtimes,
+    },
     step::{Step, step},
 };
 
@@ -55,6 +58,9 @@ pub(crate) struct Options {
     /// Appended to the kernel's command line, for those inside to read
     #[arg(skip)]
     pub(crate) append: String,
+    /// The machine gets no disk with language runtimes; tests of them are skipped
+    #[arg(skip)]
+    pub(crate) no_runtimes: bool,
     /// The machine may run so long instead of [`TIME_LIMIT`]
     #[arg(skip)]
     pub(crate) time_limit: Option<Duration>,
@@ -130,6 +136,14 @@ pub(crate) fn boot(
         "--only {only}: letters, digits, `_` and `:` only; it is a part of a test's name"
     );
     let kernel = kernels::ensure(series)?;
+    let runtimes = match options.no_runtimes {
+        true => None,
+        false => Some(Drive {
+            path: runtimes::ensure()?,
+            format: DriveFormat::Raw,
+            read_only: true,
+        }),
+    };
     let name = match options.share {
         Some(Share { share, of }) => format!("{}-{}of{of}", series.name(), share + 1),
         None => series.name().to_owned(),
@@ -154,6 +168,7 @@ pub(crate) fn boot(
         machine.append = format!("{parameters}{}", arguments(only, options.share, None));
         let events = directory.join("events.jsonl");
         machine.report = Some(events.clone());
+        machine.drives = runtimes.into_iter().collect();
         let mut boots = 1;
         let mut before: Vec<TestResult> = Vec::new();
         loop {

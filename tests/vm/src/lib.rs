@@ -96,6 +96,8 @@ pub mod registry;
 #[cfg(feature = "guest")]
 pub mod runner;
 #[cfg(feature = "guest")]
+pub mod runtimes;
+#[cfg(feature = "guest")]
 mod sabotage;
 #[cfg(feature = "guest")]
 pub mod stats;

@@ -51,6 +51,7 @@ struct Row {
 pub(super) fn run(root: &FilePath, binaries: &Binaries) -> Result<Fault> {
     let options = vmtest::Options {
         only: Some("demo::".to_owned()),
+        no_runtimes: true,
         ..vmtest::Options::default()
     };
     let run = vmtest::boot(root, KERNEL, binaries, &options)?;

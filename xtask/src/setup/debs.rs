@@ -75,6 +75,19 @@ impl Release {
         Ok(parse_depends(&text))
     }
 
+    /// `packages` and all that they depend on, recommendations left out.
+    ///
+    /// # Errors
+    /// If apt does not know one of them, or they cannot be installed together.
+    pub(crate) fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let text = step::output(
+            self.tool("apt-get")
+                .args(["-q", "--simulate", "--no-install-recommends", "install"])
+                .args(packages),
+        )?;
+        Ok(parse_installed(&text))
+    }
+
     /// Downloads `packages` and unpacks them into `root`, running none of their scripts.
     ///
     /// # Errors
@@ -158,6 +171,14 @@ fn parse_depends(text: &str) -> Vec<String> {
         .collect()
 }
 
+/// What apt says that it would install, one `Inst package (version …)` each.
+fn parse_installed(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,5 +200,12 @@ mod tests {
     fn depends_leaves_out_alternatives_virtual_packages_and_other_relations() {
         let text = "linux-image-7\n  PreDepends: linux-base\n |Depends: dracut\n  Depends: <tool>\n    dracut\n  Depends: linux-binary-7\n  Breaks: x\n";
         assert_eq!(parse_depends(text), ["linux-binary-7"]);
+    }
+
+    #[test]
+    fn what_would_be_installed_is_known() {
+        let text = "The following NEW packages will be installed:\n  a b\n\
+                    Inst a (1.0-1 Debian:12/stable [amd64])\nInst b (2)\nConf a (1.0-1)\n";
+        assert_eq!(parse_installed(text), ["a", "b"]);
     }
 }

@@ -8,6 +8,7 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::wait;
+use vm_tests::runtimes;
 
 /// (kind, where); parents first.
 const MOUNTS: [(&str, &str); 9] = [
@@ -48,6 +49,7 @@ fn run() -> Result<()> {
     for path in modules.lines() {
         load(path)?;
     }
+    runtimes::mount_disk()?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut command = Command::new("/bin/vm-runner");
     command

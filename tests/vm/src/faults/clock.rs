@@ -2,6 +2,8 @@
 
 mod reader;
 mod running;
+mod runtimes;
+mod servers;
 
 use std::time::Duration;
 

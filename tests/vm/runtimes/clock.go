@@ -1,0 +1,20 @@
+// Answers each line with what its clocks show: nanoseconds of the wall clock, and of the monotonic one
+// since the start.
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"time"
+)
+
+func main() {
+	start := time.Now()
+	fmt.Println("ready")
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		now := time.Now()
+		fmt.Println(now.UnixNano(), now.Sub(start).Nanoseconds())
+	}
+}

@@ -1,0 +1,181 @@
+//! What language runtimes see of a skewed clock: programs that run already, and programs that are
+//! started meanwhile. Each has its own way to the clocks: some ask the vDSO through a library, some by
+//! themselves.
+
+use anyhow::{Context, Result, ensure};
+use chaos_agent::mechanism::clock_shift;
+
+use super::reader::library;
+use super::{HOUR, MONOTONIC, REALTIME, seconds};
+use crate::cgroup::Cgroup;
+use crate::node::{Host, clock_fault, nothing_is_pinned};
+use crate::process::Place;
+use crate::runtimes::{Asked, command};
+use crate::vm_test;
+
+/// The monotonic clock is ahead by so many seconds. Not many: timers that are set meanwhile are late by
+/// as much afterwards.
+const AHEAD: i64 = 7;
+
+/// Readings that are taken at a time.
+const READINGS: u64 = 5;
+
+/// Nanoseconds that a clock of milliseconds may be beside.
+const RESOLUTION: i64 = 20_000_000;
+
+/// A program of `tests/vm/runtimes`.
+struct Runtime {
+    program: &'static str,
+    args: &'static [&'static str],
+    /// Its monotonic clock counts from its start.
+    from_start: bool,
+}
+
+/// A running one.
+struct Clock {
+    program: Asked,
+    /// What its monotonic clock shows when the kernel's shows 0, as seen by the first reading; 0 if it
+    /// is the kernel's.
+    origin: i64,
+}
+
+impl Clock {
+    fn start(runtime: &Runtime, place: Place<'_>) -> Result<Clock> {
+        let mut command = command(runtime.program)?;
+        command.args(runtime.args);
+        let mut clock = Clock {
+            program: Asked::start(place, command)?,
+            origin: 0,
+        };
+        if runtime.from_start {
+            let before = library(MONOTONIC);
+            clock.origin = clock.read()?.1 - before;
+        }
+        Ok(clock)
+    }
+
+    /// Nanoseconds of the wall clock and of the monotonic one.
+    fn read(&mut self) -> Result<(i64, i64)> {
+        let answer = self.program.ask()?;
+        let (wall, monotonic) = answer.split_once(' ').context("two numbers")?;
+        Ok((wall.parse()?, monotonic.parse()?))
+    }
+
+    /// Whether its clocks are ahead by so many seconds, whenever they are read; but for as many times
+    /// as the kernel has kept a call from the programs.
+    fn is_ahead(&mut self, wall: i64, monotonic: i64) -> Result<()> {
+        let (mut wrong, skipped) = (Vec::new(), clock_shift::skipped());
+        for _ in 0..READINGS {
+            let before = (library(REALTIME), library(MONOTONIC));
+            let (shown_wall, shown_monotonic) = self.read()?;
+            let after = (library(REALTIME), library(MONOTONIC));
+            let within = |shown: i64, by: i64, before: i64, after: i64| {
+                let right = shown - by * 1_000_000_000;
+                right >= before - RESOLUTION && right <= after + RESOLUTION
+            };
+            let shown_monotonic = shown_monotonic - self.origin;
+            if !within(shown_wall, wall, before.0, after.0)
+                || !within(shown_monotonic, monotonic, before.1, after.1)
+            {
+                let off = |shown: i64, before: i64| (shown - before) as f64 / 1e9;
+                let (wall, monotonic) = (off(shown_wall, before.0), off(shown_monotonic, before.1));
+                wrong.push(format!("{wall:.3} s and {monotonic:.3} s"));
+            }
+        }
+        let skipped = clock_shift::skipped() - skipped;
+        ensure!(
+            wrong.len() as u64 <= skipped.min(READINGS - 1),
+            "ahead by {wrong:?} instead of {wall} s and {monotonic} s; {skipped} calls were skipped"
+        );
+        Ok(())
+    }
+}
+
+fn sees_another_time(runtime: &Runtime) -> Result<()> {
+    let target = Cgroup::new()?;
+    let inside = || Place::host().in_cgroup(&target);
+    let mut running = Clock::start(runtime, inside())?;
+    running.is_ahead(0, 0).context("before")?;
+    let mut host = Host::open()?;
+    host.arm(clock_fault("wall", &target, seconds(HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("other", &target, seconds(AHEAD, &[MONOTONIC])))?;
+    running
+        .is_ahead(HOUR, AHEAD)
+        .context("one that ran before")?;
+    let mut started = Clock::start(runtime, inside())?;
+    // What counts from a start that was ahead as well is right, until the start is in the future.
+    let own = if runtime.from_start { AHEAD } else { 0 };
+    started
+        .is_ahead(HOUR, AHEAD - own)
+        .context("one that was started meanwhile")?;
+    host.recover("wall")?;
+    running.is_ahead(0, AHEAD).context("one of two is left")?;
+    host.recover("other")?;
+    running.is_ahead(0, 0).context("after")?;
+    started
+        .is_ahead(0, -own)
+        .context("after, in the other one")?;
+    drop((running, started, host));
+    nothing_is_pinned()
+}
+
+vm_test!(a_c_program_sees_another_time, limit = 90);
+fn a_c_program_sees_another_time() -> Result<()> {
+    sees_another_time(&Runtime {
+        program: "/programs/clock-glibc",
+        args: &[],
+        from_start: false,
+    })
+}
+
+vm_test!(a_static_c_program_sees_another_time, limit = 90);
+fn a_static_c_program_sees_another_time() -> Result<()> {
+    sees_another_time(&Runtime {
+        program: "/programs/clock-glibc-static",
+        args: &[],
+        from_start: false,
+    })
+}
+
+vm_test!(a_go_program_sees_another_time, limit = 90);
+fn a_go_program_sees_another_time() -> Result<()> {
+    sees_another_time(&Runtime {
+        program: "/programs/clock-go",
+        args: &[],
+        from_start: true,
+    })
+}
+
+vm_test!(a_python_program_sees_another_time, limit = 120);
+fn a_python_program_sees_another_time() -> Result<()> {
+    sees_another_time(&Runtime {
+        program: "/usr/bin/python3",
+        args: &["/programs/clock.py"],
+        from_start: false,
+    })
+}
+
+vm_test!(a_node_program_sees_another_time, limit = 180);
+fn a_node_program_sees_another_time() -> Result<()> {
+    sees_another_time(&Runtime {
+        program: "/usr/bin/node",
+        args: &["/programs/clock.js"],
+        from_start: false,
+    })
+}
+
+vm_test!(a_java_program_sees_another_time, limit = 180);
+fn a_java_program_sees_another_time() -> Result<()> {
+    sees_another_time(&Runtime {
+        program: "/usr/lib/jvm/java-17-openjdk-amd64/bin/java",
+        args: &[
+            "-Xmx64m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            "/programs",
+            "Clock",
+        ],
+        from_start: false,
+    })
+}
