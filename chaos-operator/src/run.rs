@@ -160,12 +160,15 @@ async fn lead(
         let _ = tokio::join!(pods_ready, nodes_ready, namespaces_ready);
         synced.send_replace(true);
         tracing::info!("pods and nodes are listed");
-        let networks = networks.run(context.clone(), network_writer);
-        tokio::join!(networks, times.run(context, time_writer));
+        // Without one of them its experiments would never end: whichever ends, ends all.
+        tokio::select! {
+            () = networks.run(context.clone(), network_writer) => NetworkChaos::NAME,
+            () = times.run(context, time_writer) => TimeChaos::NAME,
+        }
     };
     tokio::select! {
         () = discovery => anyhow::bail!("the watch of the agents' EndpointSlices has ended"),
-        () = stores => anyhow::bail!("the watches of the experiments have ended"),
+        kind = stores => anyhow::bail!("the watch of {kind} has ended"),
     }
 }
 
