@@ -12,6 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::v1alpha1::{NetworkChaos, TimeChaos};
+use crate::validate::{GAPS, Gap, TIME_GAPS};
 
 mod network;
 mod shared;
@@ -23,8 +24,18 @@ mod time;
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
-        finish(NetworkChaos::crd(), network::add_rules),
-        finish(TimeChaos::crd(), time::add_rules),
+        finish(
+            NetworkChaos::crd(),
+            "Packets hit so far.",
+            &[],
+            network::add_rules,
+        ),
+        finish(
+            TimeChaos::crd(),
+            "Clock reads shifted so far.",
+            TIME_GAPS,
+            time::add_rules,
+        ),
     ]
 }
 
@@ -37,11 +48,19 @@ pub fn schema(crd: &CustomResourceDefinition) -> Option<&JSONSchemaProps> {
     version.schema.as_ref()?.open_api_v3_schema.as_ref()
 }
 
+/// What the derive has made of a kind, with what all kinds share and what is its own: what its hits
+/// are, what of it is not built yet, and its bounds and rules.
 fn finish(
     mut crd: CustomResourceDefinition,
+    hits: &str,
+    gaps: &[Gap],
     add_rules: fn(&mut JSONSchemaProps),
 ) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
+        version
+            .additional_printer_columns
+            .get_or_insert_default()
+            .extend(shared::columns(hits));
         let schema = version
             .schema
             .as_mut()
@@ -49,7 +68,10 @@ fn finish(
         if let Some(schema) = schema {
             tidy(schema);
             if let Some(spec) = property(schema, "spec") {
+                shared::every_kind(spec);
                 add_rules(spec);
+                shared::gaps(spec, GAPS);
+                shared::gaps(spec, gaps);
             }
         }
     }

@@ -2,6 +2,8 @@
 //! same type, enum, pattern, bounds and default, so that a document that was valid there is read the
 //! same here.
 
+use std::collections::BTreeMap;
+
 use chaos_api::crd;
 use serde_json::Value;
 
@@ -126,29 +128,36 @@ fn the_schema_has_no_nulls_and_a_text_for_every_field_that_a_user_sets() {
 
 #[test]
 fn kubectl_get_shows_what_is_done_where_it_is_and_how_much_is_hit() {
-    let crd = crd::crds().remove(0);
-    let columns = crd.spec.versions[0]
-        .additional_printer_columns
-        .iter()
-        .flatten();
-    let columns: Vec<_> = columns
-        .map(|column| {
-            (
-                column.name.as_str(),
-                column.json_path.as_str(),
-                column.priority.unwrap_or(0),
-            )
-        })
-        .collect();
-    assert_eq!(
-        columns,
-        [
-            ("action", ".spec.action", 0),
-            ("phase", ".status.faultline.phase", 0),
-            ("injected", ".status.faultline.injected", 0),
-            ("hits", ".status.faultline.hits", 0),
-            ("time left", ".status.faultline.timeLeft", 0),
-            ("duration", ".spec.duration", 1),
-        ]
-    );
+    let own = BTreeMap::from([
+        ("NetworkChaos", ("action", ".spec.action", 0)),
+        ("TimeChaos", ("offset", ".spec.timeOffset", 0)),
+    ]);
+    for crd in crd::crds() {
+        let kind = crd.spec.names.kind.as_str();
+        let columns = crd.spec.versions[0]
+            .additional_printer_columns
+            .iter()
+            .flatten();
+        let columns: Vec<_> = columns
+            .map(|column| {
+                (
+                    column.name.as_str(),
+                    column.json_path.as_str(),
+                    column.priority.unwrap_or(0),
+                )
+            })
+            .collect();
+        assert_eq!(
+            columns,
+            [
+                own[kind],
+                ("phase", ".status.faultline.phase", 0),
+                ("injected", ".status.faultline.injected", 0),
+                ("hits", ".status.faultline.hits", 0),
+                ("time left", ".status.faultline.timeLeft", 0),
+                ("duration", ".spec.duration", 1),
+            ],
+            "{kind}"
+        );
+    }
 }

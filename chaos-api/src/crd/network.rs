@@ -5,7 +5,6 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSche
 use crate::crd::shared::{self, NOT_ZERO};
 use crate::crd::{at, message, rule};
 use crate::rate::RateError;
-use crate::validate::GAPS;
 
 /// Blocks that act together, whatever the action is called; but not in a partition.
 const BLOCKS: [&str; 6] = ["delay", "loss", "duplicate", "corrupt", "rate", "bandwidth"];
@@ -20,10 +19,7 @@ const NO_RATE: &str = r"(?i)^\\s*(0+\\s*[kmgt]?(bit|bps)|0*[0-7]\\s*bit)\\s*$";
 const LATENCY: &str = "^[0-9]+([.][0-9]+)?(ns|us|ms|s|m|h)$";
 
 pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
-    shared::immutable(spec);
-    shared::pod_selector(spec);
     at(spec, "target", shared::pod_selector);
-    shared::lifecycle(spec);
     at(spec, "externalTargets", |list| list.max_items = Some(256));
     at(spec, "externalTargets.[]", |target| {
         target.max_length = Some(320)
@@ -38,7 +34,6 @@ pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
     delay(spec);
     latency_of(spec);
     shares(spec);
-    shared::gaps(spec, GAPS);
 }
 
 /// The block that the action is named after must be there.

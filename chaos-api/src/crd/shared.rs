@@ -1,7 +1,7 @@
-//! Bounds and rules of what all kinds share: selectors, modes, durations, `faultline`.
+//! What all kinds share: columns, and bounds and rules of selectors, modes, durations, `faultline`.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    JSONSchemaProps, ValidationRule,
+    CustomResourceColumnDefinition, JSONSchemaProps, ValidationRule,
 };
 
 use crate::crd::{at, message, rule};
@@ -23,8 +23,52 @@ const MAX_NAME: i64 = 253;
 const MAX_TEXT: i64 = 4096;
 const MAX_NUMBER: i64 = 64;
 
+/// Columns of `kubectl get` behind the kind's own; `hits` says what is counted.
+pub(super) fn columns(hits: &str) -> [CustomResourceColumnDefinition; 5] {
+    let column = |name: &str, type_: &str, path: &str, text: &str| CustomResourceColumnDefinition {
+        name: name.to_owned(),
+        type_: type_.to_owned(),
+        json_path: path.to_owned(),
+        description: Some(text.to_owned()),
+        ..CustomResourceColumnDefinition::default()
+    };
+    [
+        column(
+            "phase",
+            "string",
+            ".status.faultline.phase",
+            "Where the experiment is.",
+        ),
+        column(
+            "injected",
+            "string",
+            ".status.faultline.injected",
+            "Injected records of all records.",
+        ),
+        column("hits", "integer", ".status.faultline.hits", hits),
+        column(
+            "time left",
+            "string",
+            ".status.faultline.timeLeft",
+            "Until it ends, as of the last write of the status.",
+        ),
+        CustomResourceColumnDefinition {
+            // With -o wide only.
+            priority: Some(1),
+            ..column("duration", "string", ".spec.duration", "How long it lasts.")
+        },
+    ]
+}
+
+/// What the spec of each kind has: sources, a lifecycle, and that it never changes.
+pub(super) fn every_kind(spec: &mut JSONSchemaProps) {
+    immutable(spec);
+    pod_selector(spec);
+    lifecycle(spec);
+}
+
 /// The spec of an experiment never changes.
-pub(super) fn immutable(spec: &mut JSONSchemaProps) {
+fn immutable(spec: &mut JSONSchemaProps) {
     spec.x_kubernetes_validations.get_or_insert_default().push(ValidationRule {
         rule: "self == oldSelf".to_owned(),
         message: Some(
@@ -155,7 +199,7 @@ fn requirement(schema: &mut JSONSchemaProps) {
 }
 
 /// Duration, scheduler, `faultline`: flattened into the spec.
-pub(super) fn lifecycle(spec: &mut JSONSchemaProps) {
+fn lifecycle(spec: &mut JSONSchemaProps) {
     at(spec, "duration", |field| {
         duration(field, "remove the field to run until deleted")
     });

@@ -3,17 +3,13 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 
 use crate::clock::CLOCKS;
-use crate::crd::shared::{self, DURATION};
+use crate::crd::shared::DURATION;
 use crate::crd::{at, message, quoted, rule};
 use crate::validate::{
-    CONTAINER_ADVICE, GAPS, NO_CLOCK, NO_CONTAINER, NO_OFFSET, OFFSET_ADVICE, TIME_GAPS,
-    clock_advice,
+    CONTAINER_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, OFFSET_ADVICE, clock_advice,
 };
 
 pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
-    shared::immutable(spec);
-    shared::pod_selector(spec);
-    shared::lifecycle(spec);
     at(spec, "timeOffset", offset);
     at(spec, "clockIds", |list| list.max_items = Some(32));
     at(spec, "clockIds.[]", |name| {
@@ -32,8 +28,6 @@ pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
         let refusal = message("'empty'", NO_CONTAINER, CONTAINER_ADVICE);
         rule(name, "", "self != ''", refusal);
     });
-    shared::gaps(spec, GAPS);
-    shared::gaps(spec, TIME_GAPS);
 }
 
 /// A duration of either sign.

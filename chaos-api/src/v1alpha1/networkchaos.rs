@@ -13,10 +13,6 @@ use crate::v1alpha1::selector::PodSelector;
 use crate::v1alpha1::status::ChaosStatus;
 
 /// What happens to which packets of which pods.
-#[expect(
-    clippy::duplicated_attributes,
-    reason = "every printer column has its own `type_`"
-)]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "chaos-mesh.org",
@@ -33,37 +29,6 @@ use crate::v1alpha1::status::ChaosStatus;
         type_ = "string",
         json_path = ".spec.action",
         description = "What is done."
-    ),
-    printcolumn(
-        name = "phase",
-        type_ = "string",
-        json_path = ".status.faultline.phase",
-        description = "Where the experiment is."
-    ),
-    printcolumn(
-        name = "injected",
-        type_ = "string",
-        json_path = ".status.faultline.injected",
-        description = "Injected records of all records."
-    ),
-    printcolumn(
-        name = "hits",
-        type_ = "integer",
-        json_path = ".status.faultline.hits",
-        description = "Packets hit so far."
-    ),
-    printcolumn(
-        name = "time left",
-        type_ = "string",
-        json_path = ".status.faultline.timeLeft",
-        description = "Until it ends, as of the last write of the status."
-    ),
-    printcolumn(
-        name = "duration",
-        type_ = "string",
-        json_path = ".spec.duration",
-        priority = 1,
-        description = "How long it lasts."
     )
 )]
 #[serde(rename_all = "camelCase")]

@@ -11,10 +11,6 @@ use crate::v1alpha1::selector::PodSelector;
 use crate::v1alpha1::status::ChaosStatus;
 
 /// Which clocks of which containers are how far off.
-#[expect(
-    clippy::duplicated_attributes,
-    reason = "every printer column has its own `type_`"
-)]
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "chaos-mesh.org",
@@ -31,37 +27,6 @@ use crate::v1alpha1::status::ChaosStatus;
         type_ = "string",
         json_path = ".spec.timeOffset",
         description = "How far the clocks are ahead, or behind if negative."
-    ),
-    printcolumn(
-        name = "phase",
-        type_ = "string",
-        json_path = ".status.faultline.phase",
-        description = "Where the experiment is."
-    ),
-    printcolumn(
-        name = "injected",
-        type_ = "string",
-        json_path = ".status.faultline.injected",
-        description = "Injected records of all records."
-    ),
-    printcolumn(
-        name = "hits",
-        type_ = "integer",
-        json_path = ".status.faultline.hits",
-        description = "Clock reads shifted so far."
-    ),
-    printcolumn(
-        name = "time left",
-        type_ = "string",
-        json_path = ".status.faultline.timeLeft",
-        description = "Until it ends, as of the last write of the status."
-    ),
-    printcolumn(
-        name = "duration",
-        type_ = "string",
-        json_path = ".spec.duration",
-        priority = 1,
-        description = "How long it lasts."
     )
 )]
 #[serde(rename_all = "camelCase")]
