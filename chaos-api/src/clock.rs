@@ -2,7 +2,7 @@
 
 use crate::duration;
 use crate::v1alpha1::TimeChaosSpec;
-use crate::validate::FieldError;
+use crate::validate::{FieldError, NO_CLOCK};
 
 /// The clocks that can be named, with their ids in clock_gettime(2) (uapi/linux/time.h).
 pub const CLOCKS: [(&str, u32); 10] = [
@@ -56,7 +56,7 @@ impl Skew {
         let mut clocks = 0;
         for (index, name) in named.chain(default).enumerate() {
             let field = format!("spec.clockIds[{index}]");
-            let unknown = || FieldError::unreadable(&field, name, &"there is no such clock");
+            let unknown = || FieldError::unreadable(&field, name, &NO_CLOCK);
             clocks |= 1 << id(name).ok_or_else(unknown)?;
         }
         Ok(Self { offset_ns, clocks })

@@ -5,6 +5,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 
 use crate::crd::{at, message, rule};
+use crate::duration::DurationError;
 use crate::validate::Gap;
 
 /// A Go duration: signs, fractions and several parts, as `duration::parse` takes it.
@@ -278,20 +279,25 @@ pub(super) fn gaps(spec: &mut JSONSchemaProps, gaps: &[Gap]) {
     }
 }
 
-/// A duration above zero, as a string.
-fn duration(field: &mut JSONSchemaProps, otherwise: &str) {
+/// A duration of either sign, as a string; further rules of the field may rely on its form.
+pub(super) fn is_duration(field: &mut JSONSchemaProps, advice: &str) {
     field.max_length = Some(MAX_NUMBER);
-    let advice = format!("write it like 30s or 1h30m, or {otherwise}");
     rule(
         field,
         "",
         format!("self.matches('{DURATION}')"),
         message(
             "(self == '' ? 'empty' : self)",
-            "a duration is a number and a unit (ns, us, ms, s, m, h)",
-            &advice,
+            &DurationError::Empty.to_string(),
+            advice,
         ),
     );
+}
+
+/// A duration above zero, as a string.
+fn duration(field: &mut JSONSchemaProps, otherwise: &str) {
+    let advice = format!("write it like 30s or 1h30m, or {otherwise}");
+    is_duration(field, &advice);
     rule(
         field,
         "",

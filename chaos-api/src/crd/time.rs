@@ -3,7 +3,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 
 use crate::clock::CLOCKS;
-use crate::crd::shared::DURATION;
+use crate::crd::shared::{self, DURATION};
 use crate::crd::{at, message, quoted, rule};
 use crate::validate::{
     CONTAINER_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, OFFSET_ADVICE, clock_advice,
@@ -32,22 +32,11 @@ pub(super) fn add_rules(spec: &mut JSONSchemaProps) {
 
 /// A duration of either sign.
 fn offset(field: &mut JSONSchemaProps) {
-    field.max_length = Some(64);
-    let advice = OFFSET_ADVICE;
-    rule(
-        field,
-        "",
-        format!("self.matches('{DURATION}')"),
-        message(
-            "(self == '' ? 'empty' : self)",
-            "a duration is a number and a unit (ns, us, ms, s, m, h)",
-            advice,
-        ),
-    );
+    shared::is_duration(field, OFFSET_ADVICE);
     rule(
         field,
         "",
         format!("!self.matches('{DURATION}') || self.matches('[1-9]')"),
-        message("self", NO_OFFSET, advice),
+        message("self", NO_OFFSET, OFFSET_ADVICE),
     );
 }
