@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::Error as _;
 use serde_json::Value;
 
 use crate::crd;
@@ -57,18 +58,17 @@ impl Document {
 
     fn from_value(kind: &str, value: Value) -> serde_json::Result<Self> {
         match kind {
+            "NetworkChaos" => {
+                serde_json::from_value(value).map(|chaos| Self::Network(Box::new(chaos)))
+            }
             "TimeChaos" => serde_json::from_value(value).map(|chaos| Self::Time(Box::new(chaos))),
-            _ => serde_json::from_value(value).map(|chaos| Self::Network(Box::new(chaos))),
+            other => Err(serde_json::Error::unknown_variant(other, &Self::KINDS)),
         }
     }
 
     fn problems(&self) -> Vec<FieldError> {
         match self {
-            Self::Network(chaos) => {
-                let mut problems = validate::validate(chaos);
-                problems.extend(validate::unsupported(chaos));
-                problems
-            }
+            Self::Network(chaos) => validate::network_chaos(chaos),
             Self::Time(chaos) => validate::time_chaos(chaos),
         }
     }

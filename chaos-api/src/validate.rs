@@ -72,26 +72,20 @@ impl fmt::Display for FieldError {
 
 impl std::error::Error for FieldError {}
 
-/// Rules that a NetworkChaos breaks; empty if it is sound. See also [`unsupported`].
+/// Rules that a NetworkChaos breaks, and what it asks for that this version does not have; empty if
+/// there is neither.
+///
+/// What is missing must be refused: leaving it out silently would be another experiment than the one
+/// asked for.
 #[must_use]
-pub fn validate(chaos: &NetworkChaos) -> Vec<FieldError> {
+pub fn network_chaos(chaos: &NetworkChaos) -> Vec<FieldError> {
     let mut errors = Errors::default();
     network::check(&chaos.spec, "spec", &mut errors);
-    errors.0
-}
-
-/// What a NetworkChaos asks for that this version does not have; empty if there is nothing.
-///
-/// It must be refused: leaving it out silently would be another experiment than the one asked for.
-#[must_use]
-pub fn unsupported(chaos: &NetworkChaos) -> Vec<FieldError> {
-    let mut errors = Errors::default();
     unsupported::check(GAPS, &chaos.spec.lifecycle, "spec", &mut errors);
     errors.0
 }
 
-/// Rules that a TimeChaos breaks, and what it asks for that this version does not have; empty if
-/// there is neither.
+/// The same of a TimeChaos.
 #[must_use]
 pub fn time_chaos(chaos: &TimeChaos) -> Vec<FieldError> {
     let mut errors = Errors::default();

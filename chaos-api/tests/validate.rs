@@ -60,11 +60,7 @@ fn refusals(object: &Value) -> Vec<String> {
     if object["kind"] == "TimeChaos" {
         return verdict::<TimeChaos>(object, default::time_chaos, validate::time_chaos);
     }
-    verdict::<NetworkChaos>(object, default::network_chaos, |chaos| {
-        let mut errors = validate::validate(chaos);
-        errors.extend(validate::unsupported(chaos));
-        errors
-    })
+    verdict::<NetworkChaos>(object, default::network_chaos, validate::network_chaos)
 }
 
 fn verdict<K: Clone + serde::de::DeserializeOwned>(

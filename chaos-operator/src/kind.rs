@@ -47,9 +47,7 @@ impl Kind for NetworkChaos {
     }
 
     fn problems(&self) -> Vec<FieldError> {
-        let mut problems = validate::validate(self);
-        problems.extend(validate::unsupported(self));
-        problems
+        validate::network_chaos(self)
     }
 
     fn host_names(&self) -> BTreeSet<String> {
