@@ -40,6 +40,19 @@ pub struct Request<'a> {
     pub names: &'a Names,
 }
 
+impl Request<'_> {
+    /// Each record with what it has to have; `share` says that of a selector key and an id. Both of
+    /// its results are that: an error is what there is to say before a fault can be made.
+    fn each(&self, share: impl Fn(&str, &str) -> Result<Share, Share>) -> Vec<Assigned> {
+        let assigned = |(selector_key, id): &(String, String)| Assigned {
+            selector_key: selector_key.clone(),
+            id: id.clone(),
+            share: share(selector_key, id).unwrap_or_else(|other| other),
+        };
+        self.records.iter().map(assigned).collect()
+    }
+}
+
 /// One record with what it has to have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assigned {

@@ -17,7 +17,7 @@
 //! peers for both ways; so where both are asked for, from a target and from outside, the sources
 //! do it to and from outside, and the targets to and from the sources.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use chaos_proto::agent::{self, NetworkEffect, Peer};
 use ipnet::IpNet;
 
 use crate::assign::{Assigned, Request, Share, fault, live_pod, whole};
-use crate::cluster::{is_completed, pod_ips};
+use crate::cluster::{Cluster, is_completed, pod_ips};
 use crate::kind::Kind;
 use crate::names::Names;
 
@@ -43,15 +43,7 @@ const NOT_RESOLVED: &str = "no name of externalTargets has been resolved yet";
 #[must_use]
 pub fn assign(chaos: &NetworkChaos, request: &Request<'_>) -> Vec<Assigned> {
     let sides = Sides::of(chaos, request);
-    request
-        .records
-        .iter()
-        .map(|(selector_key, id)| Assigned {
-            selector_key: selector_key.clone(),
-            id: id.clone(),
-            share: share(chaos, request, &sides, selector_key, id).unwrap_or_else(|other| other),
-        })
-        .collect()
+    request.each(|selector_key, id| share(chaos, request, &sides, selector_key, id))
 }
 
 /// The host names among its external targets.
@@ -72,12 +64,11 @@ fn externals(spec: &NetworkChaosSpec) -> impl Iterator<Item = External> {
 }
 
 /// Both sides.
-struct Sides {
+struct Sides<'a> {
     sources: Side,
     /// `None`: the experiment has no target.
     targets: Option<Side>,
-    /// Of each record.
-    addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    cluster: &'a Cluster,
 }
 
 /// The pods of a side that exist: ids of their records, and all their addresses.
@@ -87,8 +78,8 @@ struct Side {
     addresses: BTreeSet<IpAddr>,
 }
 
-impl Sides {
-    fn of(chaos: &NetworkChaos, request: &Request<'_>) -> Self {
+impl<'a> Sides<'a> {
+    fn of(chaos: &NetworkChaos, request: &Request<'a>) -> Self {
         let side = |source: bool| {
             let mut side = Side::default();
             for (key, id) in request.records {
@@ -104,13 +95,7 @@ impl Sides {
         Self {
             sources: side(true),
             targets: chaos.spec.target.is_some().then(|| side(false)),
-            addresses: request
-                .records
-                .iter()
-                .filter_map(|(_, id)| {
-                    Some((id.clone(), pod_ips(request.cluster.pod_of_record(id)?)))
-                })
-                .collect(),
+            cluster: request.cluster,
         }
     }
 
@@ -127,7 +112,7 @@ impl Sides {
 fn share(
     chaos: &NetworkChaos,
     request: &Request<'_>,
-    sides: &Sides,
+    sides: &Sides<'_>,
     selector_key: &str,
     id: &str,
 ) -> Result<Share, Share> {
@@ -219,7 +204,7 @@ fn outside(spec: &NetworkChaosSpec, names: &Names) -> Outside {
 /// The addresses of pods that a record's packets are compared with.
 fn peers(
     chaos: &NetworkChaos,
-    sides: &Sides,
+    sides: &Sides<'_>,
     others: &Side,
     is_source: bool,
     id: &str,
@@ -247,13 +232,12 @@ fn peers(
                 peers.retain(|peer| !targets.addresses.contains(peer));
             }
             // Of two such pods the first does it both ways.
-            (Some(_), Some(targets)) if chaos.spec.direction == Some(Direction::Both) => {
+            (Some(Ways { egress: true, .. }), Some(targets)) => {
                 let first = targets.ids.iter().take_while(|other| *other != id);
-                for other in first.filter(|other| sides.sources.ids.contains(*other)) {
-                    if let Some(theirs) = sides.addresses.get(other) {
-                        peers.retain(|peer| !theirs.contains(peer));
-                    }
-                }
+                let first = first.filter(|other| sides.sources.ids.contains(*other));
+                let first = first.filter_map(|other| sides.cluster.pod_of_record(other));
+                let theirs: BTreeSet<IpAddr> = first.flat_map(|pod| pod_ips(pod)).collect();
+                peers.retain(|peer| !theirs.contains(peer));
             }
             _ => {}
         }

@@ -11,15 +11,7 @@ use crate::kind::Kind;
 /// What each record of a TimeChaos has to have. The spec has been defaulted and validated.
 #[must_use]
 pub fn assign(chaos: &TimeChaos, request: &Request<'_>) -> Vec<Assigned> {
-    request
-        .records
-        .iter()
-        .map(|(selector_key, id)| Assigned {
-            selector_key: selector_key.clone(),
-            id: id.clone(),
-            share: share(chaos, request, selector_key, id).unwrap_or_else(|other| other),
-        })
-        .collect()
+    request.each(|selector_key, id| share(chaos, request, selector_key, id))
 }
 
 fn share(

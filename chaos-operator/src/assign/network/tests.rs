@@ -174,27 +174,33 @@ fn what_comes_from_outside_is_shaped_where_it_arrives() {
         shown(&assigned(&spec, pairs, &four()))
     };
     let target = "target: {mode: all, selector: {}},";
-    assert_eq!(of("from", "", "a"), "a:ingress{192.0.2.9}");
-    assert_eq!(of("both", "", "a"), "a:both{192.0.2.9}");
-    // Each packet once: between the pods where it is sent, or else by the targets alone.
-    assert_eq!(
-        of("to", target, "a > c"),
-        "a:egress{3,192.0.2.9} c':nothing"
-    );
-    assert_eq!(
-        of("from", target, "a > c"),
-        "a:ingress{192.0.2.9} c':egress{1}"
-    );
-    assert_eq!(of("both", target, "a > c"), "a:both{192.0.2.9} c':both{1}");
-    assert_eq!(
-        of("both", target, "a b > a b c"),
-        "a:both{192.0.2.9} b:both{192.0.2.9} a':both{2} b':nothing c':both{1,2}"
-    );
-    assert_eq!(
-        of("from", target, "a b > a b"),
-        "a:ingress{192.0.2.9} b:ingress{192.0.2.9} a':egress{2} b':egress{1}"
-    );
-    assert_eq!(of("both", target, "a >"), "a:both{192.0.2.9}");
+    for (direction, target, pairs, expected) in [
+        ("from", "", "a", "a:ingress{192.0.2.9}"),
+        ("both", "", "a", "a:both{192.0.2.9}"),
+        // Each packet once: between the pods where it is sent, or else by the targets alone.
+        ("to", target, "a > c", "a:egress{3,192.0.2.9} c':nothing"),
+        ("from", target, "a > c", "a:ingress{192.0.2.9} c':egress{1}"),
+        ("both", target, "a > c", "a:both{192.0.2.9} c':both{1}"),
+        (
+            "both",
+            target,
+            "a b > a b c",
+            "a:both{192.0.2.9} b:both{192.0.2.9} a':both{2} b':nothing c':both{1,2}",
+        ),
+        (
+            "from",
+            target,
+            "a b > a b",
+            "a:ingress{192.0.2.9} b:ingress{192.0.2.9} a':egress{2} b':egress{1}",
+        ),
+        ("both", target, "a >", "a:both{192.0.2.9}"),
+    ] {
+        assert_eq!(
+            of(direction, target, pairs),
+            expected,
+            "{direction} {pairs}"
+        );
+    }
 }
 
 #[test]
