@@ -14,7 +14,8 @@ use chaos_proto::agent::{ContainerTarget, Fault, Mode, PodTarget, Sample, Target
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::cluster::{
-    Cluster, container_id, container_ids, is_completed, is_host_network, pod_ips, pod_node,
+    Cluster, container_id, container_ids, containers, is_completed, is_host_network, pod_ips,
+    pod_node,
 };
 use crate::names::Names;
 
@@ -80,7 +81,8 @@ pub enum Share {
     NoEffect(&'static str),
     /// Its pod cannot have a fault yet: the reason.
     Waiting(&'static str),
-    /// Its pod does not exist, or has ended for good.
+    /// Its pod does not exist, or has ended for good; or its container is not in the pod that has
+    /// the name now.
     Gone,
 }
 
@@ -100,6 +102,10 @@ fn live_pod<'a>(id: &str, cluster: &'a Cluster) -> Result<(&'a Arc<Pod>, &'a str
 /// The container of a record `<namespace>/<pod>/<container>`, if it can have a fault now.
 fn live_container(id: &str, pod: &Pod) -> Result<Target, Share> {
     let name = id.rsplit('/').next().unwrap_or_default();
+    // The pod may be back under its name with other containers, as one of a StatefulSet.
+    if containers(pod, &[name.to_owned()]).is_empty() {
+        return Err(Share::Gone);
+    }
     let container_id =
         container_id(pod, name).ok_or(Share::Waiting("the container has not been started yet"))?;
     Ok(Target {

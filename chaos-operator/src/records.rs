@@ -68,7 +68,8 @@ impl Choice<'_> {
         Ok(records)
     }
 
-    /// With `mode: all`: pods that match by now join, those that are gone leave and are returned.
+    /// With `mode: all`: pods that match by now join, and their containers that are meant; those that
+    /// are gone leave and are returned.
     pub fn follow(&self, kept: &mut Kept) -> Vec<KeptRecord> {
         let mut left = Vec::new();
         for (key, selector) in self.selectors {
@@ -77,7 +78,10 @@ impl Choice<'_> {
             }
             let is_gone = |record: &mut KeptRecord| {
                 let pod = self.cluster.pod_of_record(&record.id);
-                record.selector_key == *key && pod.is_none_or(|pod| is_completed(pod))
+                // A pod may be back under its name with other containers.
+                let has_left =
+                    |pod: &Pod| is_completed(pod) || !self.records_of(pod).contains(&record.id);
+                record.selector_key == *key && pod.is_none_or(|pod| has_left(pod))
             };
             for record in kept.records.extract_if(.., is_gone) {
                 kept.past.add(record.report.total());
@@ -136,5 +140,47 @@ fn field(key: &str) -> &'static str {
         "spec.selector"
     } else {
         "spec.target.selector"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chaos_api::v1alpha1::{Experiment, TimeChaos};
+
+    use super::*;
+    use crate::fixtures::{PodBuilder, cluster, experiment, pod};
+
+    #[test]
+    fn a_pod_that_is_back_with_other_containers_has_other_records() {
+        let chaos = experiment::<TimeChaos>(
+            "{timeOffset: 1h, mode: all, selector: {}, containerNames: [app, db, cache]}",
+        );
+        let selectors = chaos.selectors();
+        let choice = |cluster| Choice {
+            uid: "u",
+            selectors: &selectors,
+            containers: chaos.container_names(),
+            seed: 1,
+            round: 0,
+            cluster,
+        };
+        let ids = |records: &[KeptRecord]| {
+            let ids = records.iter().map(|record| record.id.clone());
+            ids.collect::<Vec<_>>()
+        };
+        let of = |web: PodBuilder| cluster([web, pod("shop/web-1")]);
+        let before = of(pod("shop/web-0").container("db", "1"));
+        let mut kept = Kept {
+            records: choice(&before).draw().unwrap(),
+            ..Kept::default()
+        };
+        let first = ["shop/web-0/app", "shop/web-0/db", "shop/web-1/app"];
+        assert_eq!(ids(&kept.records), first);
+        assert_eq!(ids(&choice(&before).follow(&mut kept)), [""; 0]);
+        assert_eq!(ids(&kept.records), first);
+        let after = of(pod("shop/web-0").uid("new").container("cache", "2"));
+        assert_eq!(ids(&choice(&after).follow(&mut kept)), ["shop/web-0/db"]);
+        let second = ["shop/web-0/app", "shop/web-0/cache", "shop/web-1/app"];
+        assert_eq!(ids(&kept.records), second);
     }
 }

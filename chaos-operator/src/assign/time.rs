@@ -138,4 +138,27 @@ mod tests {
             )
         );
     }
+
+    #[test]
+    fn a_container_that_its_pod_came_back_without_is_gone() {
+        let chaos = experiment::<TimeChaos>(
+            "{timeOffset: 1h, mode: one, selector: {}, containerNames: [db]}",
+        );
+        let share = |cluster: &Cluster| {
+            let assigned = chaos.assign(&Request {
+                uid: "u",
+                namespace: "shop",
+                name: "late",
+                round: 0,
+                records: &[(".".to_owned(), "shop/a/db".to_owned())],
+                cluster,
+                names: &Names::default(),
+            });
+            assigned.into_iter().map(|one| one.share).next()
+        };
+        let other = cluster([pod("shop/a").uid("new").container("cache", "cache-a")]);
+        assert_eq!(share(&other), Some(Share::Gone));
+        let same = cluster([pod("shop/a").uid("new").container("db", "db-a")]);
+        assert!(matches!(share(&same), Some(Share::Fault { .. })));
+    }
 }
