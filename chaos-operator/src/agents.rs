@@ -101,6 +101,12 @@ impl Agents {
         self.open_if_complete(&table);
     }
 
+    /// Kinds whose experiments are not listed yet: as long as there are any, nothing is sent.
+    #[must_use]
+    pub fn missing_kinds(&self) -> Vec<&'static str> {
+        self.lock().missing_kinds.iter().copied().collect()
+    }
+
     /// Whom to wake when something changes that concerns an experiment.
     pub fn register(&self, uid: &str, waker: Arc<Notify>) {
         self.lock().wakers.insert(uid.to_owned(), waker);

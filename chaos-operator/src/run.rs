@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use chaos_api::v1alpha1::{NetworkChaos, TimeChaos};
@@ -24,6 +25,9 @@ use crate::metrics::Metrics;
 use crate::reconcile::Context;
 use crate::resolver::Resolver;
 use crate::watch::{self as watching, Concerned, Everybody, Experiments};
+
+/// How often to say that kinds are not listed yet; listing takes a second or so.
+const TELL_OF_MISSING_EVERY: Duration = Duration::from_secs(10);
 
 /// What `chaos-operator run` takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -160,6 +164,7 @@ async fn lead(
         let _ = tokio::join!(pods_ready, nodes_ready, namespaces_ready);
         synced.send_replace(true);
         tracing::info!("pods and nodes are listed");
+        tokio::spawn(tell_of_missing_kinds(context.agents.clone()));
         // Without one of them its experiments would never end: whichever ends, ends all.
         tokio::select! {
             () = networks.run(context.clone(), network_writer) => NetworkChaos::NAME,
@@ -169,6 +174,24 @@ async fn lead(
     tokio::select! {
         () = discovery => anyhow::bail!("the watch of the agents' EndpointSlices has ended"),
         kind = stores => anyhow::bail!("the watch of {kind} has ended"),
+    }
+}
+
+/// Says again and again what the agents wait for. A kind that cannot be listed is not taken for one
+/// without experiments: those that exist would lose their faults.
+async fn tell_of_missing_kinds(agents: Agents) {
+    loop {
+        tokio::time::sleep(TELL_OF_MISSING_EVERY).await;
+        let kinds = agents.missing_kinds();
+        if kinds.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            kinds = kinds.join(", "),
+            "no agent is told anything before all kinds are listed; if they cannot be, their CRDs or \
+             the operator's rights are older than the operator: \
+             kubectl apply --server-side -k deploy/"
+        );
     }
 }
 

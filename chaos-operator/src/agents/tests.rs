@@ -70,6 +70,18 @@ async fn nothing_is_sent_before_every_experiment_has_put_in_its_share() {
 }
 
 #[test]
+fn a_kind_that_is_not_listed_is_named_and_keeps_all_waiting() {
+    let agents = Agents::new(&["NetworkChaos", "TimeChaos"], time(0));
+    assert_eq!(agents.missing_kinds(), ["NetworkChaos", "TimeChaos"]);
+    agents.expect("NetworkChaos", []);
+    assert_eq!(agents.missing_kinds(), ["TimeChaos"]);
+    assert!(!*agents.open.borrow());
+    agents.expect("TimeChaos", []);
+    assert_eq!(agents.missing_kinds(), [""; 0]);
+    assert!(*agents.open.borrow());
+}
+
+#[test]
 fn a_set_is_all_that_a_node_should_have() {
     let agents = agents();
     agents.publish("a", on("n1", &["a/0/./x", "a/0/./y"]), None, &[], time(0));
