@@ -23,7 +23,7 @@ use crate::v1alpha1::status::ChaosStatus;
     namespaced,
     status = "NetworkChaosStatus",
     derive = "PartialEq",
-    doc = "Delays, loses or drops packets that pods send to each other.",
+    doc = "Delays, loses, duplicates, corrupts, slows down or drops packets that pods send or receive.",
     printcolumn(
         name = "action",
         type_ = "string",

@@ -39,7 +39,7 @@ pub(crate) struct HeldFault {
     pub(crate) name: String,
     pub(crate) record: String,
     pub(crate) phase: String,
-    /// When the agent asked, which is after the question was.
+    /// Milliseconds since it was armed, as of the agent's answer.
     #[serde(rename = "armedMsAgo")]
     pub(crate) armed_ms_ago: u64,
 }

@@ -1,6 +1,6 @@
 //! How exact faults are, beside netem on the same machine at the same time. Each way is a pair of
 //! namespaces of its own: one with our fault, two with netem (one is the other's control), one with
-//! nothing. What the target sends is measured; ingress gets its ways here when it can be shaped.
+//! nothing. What the target sends is measured; ingress is not measured yet.
 //!
 //! Emulated machines have no nanoseconds: see `docs/performance.md` for what these figures are worth.
 
