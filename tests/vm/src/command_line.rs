@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +12,7 @@ use serde_json::Value;
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::netns::{Pair, loopback_up};
+use crate::node::nothing_is_pinned;
 use crate::process::Place;
 use crate::program::{Finished, Program, Running, Scratch};
 use crate::udp::{Echo, Prober, Probing};
@@ -102,12 +102,6 @@ fn get(path: &str) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
-}
-
-fn nothing_is_pinned() -> Result<()> {
-    let pins = Path::new("/sys/fs/bpf/faultline");
-    ensure!(!pins.exists(), "{} is still there", pins.display());
-    Ok(())
 }
 
 vm_test!(doctor_tries_each_mechanism_and_leaves_nothing, limit = 60);

@@ -2,7 +2,7 @@
 //! Kubernetes. It runs only when asked for by name, asserts that the fault was armed and recovered,
 //! and tells the host what every datagram saw.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::thread::sleep;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
+use crate::machine::release;
 use crate::netns::Pair;
 use crate::process::Place;
 use crate::program::{Program, Scratch};
@@ -59,9 +60,7 @@ fn one_process_is_slowed_and_its_neighbour_is_not() -> Result<()> {
     sleep(SPAN);
 
     let exhibit = Exhibit {
-        release: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
+        release: release()?,
         document: DOCUMENT.to_owned(),
         command: format!("chaos-agent apply -f delay.yaml --cgroup {cgroup}"),
         output: applied.stdout.lines().map(str::to_owned).collect(),

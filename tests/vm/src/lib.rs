@@ -80,6 +80,8 @@ pub mod fuzz;
 #[cfg(feature = "guest")]
 pub mod kmsg;
 #[cfg(feature = "guest")]
+pub mod machine;
+#[cfg(feature = "guest")]
 pub mod netns;
 #[cfg(feature = "guest")]
 mod node;

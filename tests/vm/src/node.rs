@@ -8,10 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use chaos_agent::kernel::maps::Pinned;
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::clock::ClockEffect;
-use chaos_planner::fault::{Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef};
+use chaos_planner::fault::{
+    Delay, Effect, Fault, Lifetime, Mode, NetworkEffect, Sample, TargetRef,
+};
 use chaos_planner::observed::{Counts, Observed, Phase};
 
 use crate::cgroup::Cgroup;
+use crate::machine::{BPFFS, PINS};
 use crate::netns::Namespace;
 use crate::process::{Place, Process, role};
 use crate::wait::eventually;
@@ -35,10 +38,15 @@ impl Host {
         for capability in &node.capabilities().mechanisms {
             ensure!(capability.supported, "{:?}", capability);
         }
-        Ok(Host {
+        Ok(Host::of(node))
+    }
+
+    /// One that may lack mechanisms.
+    pub(crate) fn of(node: Node) -> Host {
+        Host {
             node: Some(node),
             faults: Vec::new(),
-        })
+        }
     }
 
     pub(crate) fn node(&mut self) -> &mut Node {
@@ -47,11 +55,16 @@ impl Host {
 
     /// Wants one more fault and waits until the kernel has it.
     pub(crate) fn arm(&mut self, fault: Fault) -> Result<()> {
-        let id = fault.id.clone();
-        self.want(fault);
-        let seen = self.wait(&id, |seen| seen.phase != Phase::Pending)?;
+        let seen = self.settle(fault)?;
         ensure!(seen.phase == Phase::Injected, "{seen:?}");
         Ok(())
+    }
+
+    /// Wants one more fault and waits until the node says what becomes of it.
+    pub(crate) fn settle(&mut self, fault: Fault) -> Result<Observed> {
+        let id = fault.id.clone();
+        self.want(fault);
+        self.wait(&id, |seen| seen.phase != Phase::Pending)
     }
 
     /// Wants one more fault.
@@ -160,10 +173,7 @@ pub(crate) fn resident(namespace: &Namespace, cgroup: &Cgroup) -> Result<Process
 
 /// Nothing of ours is left under the pins.
 pub(crate) fn nothing_is_pinned() -> Result<()> {
-    ensure!(
-        !Path::new("/sys/fs/bpf/faultline").exists(),
-        "pins are left"
-    );
+    ensure!(!Path::new(PINS).exists(), "{PINS} is still there");
     Ok(())
 }
 
@@ -192,6 +202,16 @@ pub(crate) fn clock_fault(id: &str, cgroup: &Cgroup, effect: ClockEffect) -> Fau
     }
 }
 
+/// The same on a pod, which is found by its uid.
+pub(crate) fn of_pod(mut fault: Fault, uid: &str, host_network: bool) -> Fault {
+    fault.target = TargetRef::Pod {
+        uid: uid.to_owned(),
+        container_ids: Vec::new(),
+        host_network,
+    };
+    fault
+}
+
 /// The same for so long.
 pub(crate) fn lasting(mut fault: Fault, time: Duration) -> Fault {
     fault.lifetime = Lifetime::For(time);
@@ -204,9 +224,14 @@ pub(crate) fn seeded(mut fault: Fault, seed: u64) -> Fault {
     fault
 }
 
+/// The maps that the agent has pinned.
+pub(crate) fn pinned() -> Result<Pinned> {
+    Ok(Pinned::open(Path::new(BPFFS))?)
+}
+
 /// Soon the kernel takes nothing for waiting in the detour of the first device.
 pub(crate) fn nothing_waits() -> Result<()> {
-    let maps = Pinned::open(Path::new("/sys/fs/bpf"))?;
+    let maps = pinned()?;
     eventually("an empty detour", PATIENCE, || {
         let units = maps.waiting(1)?;
         ensure!(units == 0, "{units} kilobytes wait");
@@ -219,5 +244,13 @@ pub(crate) fn egress() -> NetworkEffect {
     NetworkEffect {
         egress: true,
         ..NetworkEffect::default()
+    }
+}
+
+/// What is sent is late by so much.
+pub(crate) fn delayed(time: Duration) -> NetworkEffect {
+    NetworkEffect {
+        delay: Some(Delay::of(time)),
+        ..egress()
     }
 }

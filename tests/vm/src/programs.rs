@@ -14,6 +14,8 @@ use chaos_planner::capabilities::Mechanism;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::machine::BPFFS;
+
 /// Slot of the device that packets are on: the filter that would say so is not there.
 pub(crate) const SLOT: u32 = 7;
 
@@ -32,7 +34,7 @@ pub(crate) const UNSPEC: u32 = u32::MAX;
 /// # Errors
 /// If this is not root, or the kernel has no BPF.
 pub fn private_bpffs() -> Result<&'static Path> {
-    let bpffs = Path::new("/sys/fs/bpf");
+    let bpffs = Path::new(BPFFS);
     unshare(CloneFlags::CLONE_NEWNS)
         .context("failed to leave the mount namespace: are you root?")?;
     let none: Option<&str> = None;

@@ -15,7 +15,7 @@ use crate::kmsg::{self, KernelLog};
 use crate::process::wait_child;
 use crate::registry::{Role, Skip, Test};
 use crate::report::{Event, Outcome};
-use crate::{cgroup, netns};
+use crate::{cgroup, machine, netns};
 
 /// Set by init: the tests would turn the network of a real host upside down.
 pub const IN_VM: &str = "FAULTLINE_TEST_VM";
@@ -108,9 +108,7 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
         }
         Ok(())
     };
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?
-        .trim()
-        .to_owned();
+    let release = machine::release()?;
     let tests = choice.tests();
     print(&format!(
         "Linux {release}: {} tests, {} after boot",
@@ -208,7 +206,7 @@ fn kill_the_rest(child: &mut Child) {
 /// Removes what a killed agent leaves, so that the next test finds a fresh node. That it does so is
 /// what an agent is for; it is no failure.
 fn forget_the_agent() {
-    for path in ["/sys/fs/bpf/faultline", "/run/faultline"] {
+    for path in [machine::PINS, "/run/faultline"] {
         let _ = fs::remove_dir_all(path);
     }
 }

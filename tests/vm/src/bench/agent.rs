@@ -4,7 +4,6 @@
 //! stream, no command line. Only its memory is that of the whole program.
 
 use std::fs;
-use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use chaos_agent::kernel::clock;
 use chaos_agent::kernel::maps::{Pinned, TargetKind};
 use chaos_agent::node::{Options, Owner};
 use chaos_agent::node_thread::{self, Desired, NodeHandle};
-use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect};
+use chaos_planner::fault::{Chance, Fault, NetworkEffect};
 use tokio::sync::watch;
 
 use super::lanes::{Load, Stream};
@@ -22,7 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::figures::statistics::percentile;
 use crate::figures::{Aim, Figure};
 use crate::netns::Pair;
-use crate::node::{egress, fault, resident};
+use crate::node::{delayed, egress, fault, pinned, resident};
 use crate::process::Place;
 use crate::program::{Program, Running, Scratch};
 use crate::vm_test;
@@ -114,10 +113,7 @@ impl Drop for Agent {
 }
 
 fn delay() -> NetworkEffect {
-    NetworkEffect {
-        delay: Some(Delay::of(Duration::from_millis(10))),
-        ..egress()
-    }
+    delayed(Duration::from_millis(10))
 }
 
 fn milliseconds(from: u64, to: u64) -> f64 {
@@ -209,8 +205,7 @@ fn arming_many_targets() -> Result<()> {
 
 vm_test!(resident_memory, limit = 120);
 fn resident_memory() -> Result<()> {
-    let daemon = Program::agent(["run", "--node-name", "vm"]).start(Place::host())?;
-    let mut daemon = daemon;
+    let mut daemon = Program::agent(["run", "--node-name", "vm"]).start(Place::host())?;
     daemon.wait_for("ready", PATIENCE)?;
     let aim = Aim::AtMost(25.0);
     let idle = resident_mib(&daemon)?;
@@ -244,7 +239,7 @@ fn resident_memory() -> Result<()> {
         target.path().display().to_string(),
     );
     let apply = Program::agent(["apply", "-f", &file, "--cgroup", &cgroup]).start(Place::host())?;
-    let maps = Pinned::open(Path::new("/sys/fs/bpf"))?;
+    let maps = pinned()?;
     let start = Instant::now();
     while maps.rules()?.len() < FAULTS {
         ensure!(

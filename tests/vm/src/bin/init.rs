@@ -4,7 +4,6 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::wait;
@@ -18,16 +17,10 @@ const MOUNTS: [(&str, &str); 9] = [
     ("tmpfs", "/tmp"),
     ("tmpfs", "/run"),
     ("cgroup2", vm_tests::cgroup::ROOT),
-    ("bpf", "/sys/fs/bpf"),
+    ("bpf", vm_tests::machine::BPFFS),
     ("securityfs", "/sys/kernel/security"),
     ("tracefs", "/sys/kernel/tracing"),
 ];
-
-/// The paths of the modules, in the order to load them; written by `cargo xtask vm`.
-const MODULES: &str = "/etc/modules";
-
-/// `MODULE_INIT_COMPRESSED_FILE`: the kernel unpacks the module.
-const COMPRESSED: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
 
 #[expect(clippy::print_stderr, reason = "the console is all that PID 1 has")]
 fn main() {
@@ -45,10 +38,7 @@ fn run() -> Result<()> {
         let done = mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>);
         done.with_context(|| format!("failed to mount {kind} on {path}"))?;
     }
-    let modules = fs::read_to_string(MODULES).with_context(|| format!("no {MODULES}"))?;
-    for path in modules.lines() {
-        load(path)?;
-    }
+    vm_tests::machine::load_modules()?;
     runtimes::mount_disk()?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut command = Command::new("/bin/vm-runner");
@@ -68,14 +58,4 @@ fn run() -> Result<()> {
             return Ok(());
         }
     }
-}
-
-fn load(path: &str) -> Result<()> {
-    let file = fs::File::open(path).with_context(|| format!("failed to open {path}"))?;
-    let flags = if path.ends_with(".ko") {
-        ModuleInitFlags::empty()
-    } else {
-        COMPRESSED
-    };
-    finit_module(&file, c"", flags).with_context(|| format!("failed to load {path}"))
 }

@@ -4,23 +4,16 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use chaos_planner::fault::{Chance, Delay, NetworkEffect};
+use chaos_planner::fault::{Chance, NetworkEffect};
 
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::netns::Pair;
-use crate::node::{Host, egress, fault, lasting, resident};
+use crate::node::{Host, delayed, fault, lasting, resident};
 use crate::process::Place;
 use crate::tcp;
 use crate::udp::{self, Echo, Prober, Probing};
 use crate::vm_test;
-
-fn delay(ms: u64) -> NetworkEffect {
-    NetworkEffect {
-        delay: Some(Delay::of(Duration::from_millis(ms))),
-        ..egress()
-    }
-}
 
 vm_test!(
     a_delayed_packet_arrives_late_and_a_bystander_s_does_not,
@@ -40,7 +33,7 @@ fn a_delayed_packet_arrives_late_and_a_bystander_s_does_not() -> Result<()> {
             &target,
             NetworkEffect {
                 peers: Some(vec![to.into()]),
-                ..delay(100)
+                ..delayed(Duration::from_millis(100))
             },
         ))?;
         let probes = udp::probe(from(&target), &Probing::of(to).per_second(50), 60)?;
@@ -85,7 +78,7 @@ fn no_packet_is_lost_by_recovering() -> Result<()> {
     let mut host = Host::open()?;
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(200))?;
-    host.arm(fault("d", &target, delay(300)))?;
+    host.arm(fault("d", &target, delayed(Duration::from_millis(300))))?;
     // The first clsact of a device takes its queue away for a moment (`dev_deactivate` in
     // net/sched/sch_api.c), so a packet may be lost by arming.
     let armed = Stamp::now();
@@ -116,7 +109,10 @@ fn no_packet_is_delayed_past_the_deadline() -> Result<()> {
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(100))?;
     let time = Duration::from_secs(5);
-    host.arm(lasting(fault("d", &target, delay(800)), time))?;
+    host.arm(lasting(
+        fault("d", &target, delayed(Duration::from_millis(800))),
+        time,
+    ))?;
     let armed = Stamp::now();
     let deadline = armed + time;
     // Nobody looks after it from here on.
@@ -154,8 +150,8 @@ fn delays_of_two_faults_add_up_and_end_one_by_one() -> Result<()> {
         ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
         Ok(probes.there().median()?.as_millis())
     };
-    host.arm(fault("d1", &target, delay(60)))?;
-    host.arm(fault("d2", &target, delay(120)))?;
+    host.arm(fault("d1", &target, delayed(Duration::from_millis(60))))?;
+    host.arm(fault("d2", &target, delayed(Duration::from_millis(120))))?;
     let both = there()?;
     ensure!((179..230).contains(&both), "both: {both} ms");
     host.recover("d2")?;
@@ -179,7 +175,7 @@ fn a_delay_and_a_loss_act_together() -> Result<()> {
         &target,
         NetworkEffect {
             loss: Some(Chance::of(500_000)),
-            ..delay(100)
+            ..delayed(Duration::from_millis(100))
         },
     ))?;
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
@@ -200,7 +196,7 @@ fn a_tcp_flow_goes_on_through_a_delay() -> Result<()> {
     let _server = tcp::Server::start(Place::host().in_namespace(&pair.b))?;
     let _resident = resident(&pair.a, &target)?;
     let mut host = Host::open()?;
-    host.arm(fault("d", &target, delay(50)))?;
+    host.arm(fault("d", &target, delayed(Duration::from_millis(50))))?;
     for to in [Pair::B4, Pair::B6] {
         let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
         let sent = tcp::transfer(from, to, Duration::from_secs(3))?;

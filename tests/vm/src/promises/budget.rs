@@ -9,22 +9,15 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use chaos_agent::kernel::maps;
 use chaos_agent::node::Options;
-use chaos_planner::fault::{Delay, NetworkEffect};
 
 use crate::cgroup::Cgroup;
+use crate::machine::BPFFS;
 use crate::netns::Pair;
-use crate::node::{Host, egress, fault, nothing_waits, resident};
+use crate::node::{Host, delayed, fault, nothing_waits, resident};
 use crate::process::Place;
 use crate::registry::note;
 use crate::udp::{self, Echo, Prober, Probing};
 use crate::{tcp, vm_test};
-
-fn delay(time: Duration) -> NetworkEffect {
-    NetworkEffect {
-        delay: Some(Delay::of(time)),
-        ..egress()
-    }
-}
 
 /// Kilobytes that programs could still have.
 fn available() -> Result<u64> {
@@ -49,7 +42,7 @@ fn a_second_of_delay_under_full_load_is_degraded_and_not_out_of_memory() -> Resu
         delay_budget: BUDGET,
         ..Options::default()
     })?;
-    host.arm(fault("d", &target, delay(Duration::from_secs(1))))?;
+    host.arm(fault("d", &target, delayed(Duration::from_secs(1))))?;
     let from = || Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let before = available()?;
     // As fast as they can, both, to a port where nobody listens; and a stream beside them.
@@ -109,10 +102,10 @@ fn what_was_never_counted_out_is_put_right() -> Result<()> {
     let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
     let _resident = resident(&pair.a, &target)?;
     let mut host = Host::open()?;
-    host.arm(fault("d", &target, delay(Duration::from_millis(100))))?;
+    host.arm(fault("d", &target, delayed(Duration::from_millis(100))))?;
     let from = || Place::host().in_namespace(&pair.a).in_cgroup(&target);
     // As if the kernel had lost packets on their way out, a whole budget of them.
-    let pin = maps::directory(Path::new("/sys/fs/bpf")).join("WAITING");
+    let pin = maps::directory(Path::new(BPFFS)).join("WAITING");
     let mut waiting: Array<_, u64> = Map::Array(MapData::from_pin(pin)?).try_into()?;
     waiting.set(SLOT, Options::default().delay_budget / 1024, 0)?;
     let probes = udp::probe(from(), &Probing::of(Pair::B4).per_second(100), 20)?;

@@ -15,8 +15,9 @@ use chaos_agent::kernel::netlink::{Hook, Netlink};
 use chaos_planner::fault::{Chance, Delay, NetworkEffect, Peer};
 
 use crate::cgroup::Cgroup;
+use crate::machine::{BPFFS, release};
 use crate::netns::{Namespace, Pair};
-use crate::node::{Host, egress, fault, resident};
+use crate::node::{Host, egress, fault, pinned, resident};
 use crate::process::Place;
 use crate::registry::note;
 use crate::udp::{Echo, Prober, Probing};
@@ -39,9 +40,8 @@ struct Snapshot {
 
 impl Snapshot {
     fn take(namespaces: &[&Namespace]) -> Result<Self> {
-        let bpffs = Path::new("/sys/fs/bpf");
         let mut pins = BTreeSet::new();
-        list(bpffs, &mut pins)?;
+        list(Path::new(BPFFS), &mut pins)?;
         let mut network = Vec::new();
         for namespace in namespaces {
             network.extend(namespace.qdiscs()?);
@@ -49,7 +49,7 @@ impl Snapshot {
         }
         Ok(Self {
             pins,
-            maps: contents(&Pinned::open(bpffs)?)?,
+            maps: contents(&pinned()?)?,
             network,
             loaded: [
                 loaded_programs().count(),
@@ -137,8 +137,7 @@ fn effects() -> Result<[NetworkEffect; 4]> {
 vm_test!(a_thousand_faults_leave_the_node_as_it_was, limit = 900);
 fn a_thousand_faults_leave_the_node_as_it_was() -> Result<()> {
     // Each takes a good part of a second on an emulated machine.
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let cycles = if release.starts_with("6.12.") {
+    let cycles = if release()?.starts_with("6.12.") {
         1_000
     } else {
         100

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_agent::node::{Node, Options, Owner};
-use chaos_planner::fault::{Delay, Fault, Lifetime, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Fault, Lifetime, NetworkEffect, TargetRef};
 use chaos_planner::observed::Phase;
 use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Pair;
-use crate::node::{Host, egress, fault, lasting, resident};
+use crate::node::{Host, delayed, egress, fault, lasting, resident};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
@@ -67,10 +67,7 @@ fn a_successor_adopts_what_its_predecessor_armed() -> Result<()> {
     let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
     let _resident = resident(&pair.a, &target)?;
     let owner = || Owner("test".into());
-    let delay = NetworkEffect {
-        delay: Some(Delay::of(Duration::from_millis(100))),
-        ..egress()
-    };
+    let delay = delayed(Duration::from_millis(100));
     let faults = || {
         vec![
             fault("d", &target, delay.clone()),

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::bench::packets::{Effort, measure};
 use crate::figures::Figure;
+use crate::machine::BPFFS;
 use crate::vm_test;
 
 vm_test!(the_benchmark_measures_each_of_its_figures, limit = 180);
@@ -18,7 +19,7 @@ fn the_benchmark_measures_each_of_its_figures() -> Result<()> {
         losses: 3,
     };
     let mut names = BTreeSet::new();
-    measure(Path::new("/sys/fs/bpf"), effort, |figure| {
+    measure(Path::new(BPFFS), effort, |figure| {
         let line = figure.line();
         // Numbers are read back to within their last digit.
         let same = |read: &Figure| {

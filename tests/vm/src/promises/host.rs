@@ -7,37 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use chaos_abi::sample::{self, Stream};
-use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Chance, NetworkEffect};
 use chaos_planner::observed::Phase;
 
 use crate::cgroup::Cgroup;
 use crate::netns::{Forwarding, Namespace, Uplink};
-use crate::node::{Host, egress, fault, resident, seeded};
+use crate::node::{Host, delayed, egress, fault, of_pod, resident, seeded};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
 
 const SEED: u64 = 20_260_108;
 const UID: &str = "5d1f4b53-7c2c-4c8c-8a53-3d3f0b5d7f10";
-
-fn delay(ms: u64) -> NetworkEffect {
-    NetworkEffect {
-        delay: Some(Delay::of(Duration::from_millis(ms))),
-        ..egress()
-    }
-}
-
-/// The same on a pod with hostNetwork, found by its uid.
-fn of_pod(fault: Fault) -> Fault {
-    Fault {
-        target: TargetRef::Pod {
-            uid: UID.into(),
-            container_ids: Vec::new(),
-            host_network: true,
-        },
-        ..fault
-    }
-}
 
 /// What of the qdiscs is not clsact.
 fn roots(host: &Namespace) -> Result<Vec<String>> {
@@ -68,8 +49,8 @@ fn what_one_process_of_the_host_sends_is_late_and_nothing_else() -> Result<()> {
         let _resident = resident(&root, &target)?;
         let before = (root.devices()?, root.qdiscs()?, roots(&root)?);
         let mut host = Host::open()?;
-        let made = fault("d", &target, delay(100));
-        host.arm(if pod { of_pod(made) } else { made })?;
+        let made = fault("d", &target, delayed(Duration::from_millis(100)));
+        host.arm(if pod { of_pod(made, UID, true) } else { made })?;
         ensure!(
             roots(&root)? == before.2,
             "{:?}, before {:?}",
@@ -165,7 +146,7 @@ fn devices_of_a_fault_draw_together_and_a_named_one_is_the_only_one() -> Result<
 
     let named = NetworkEffect {
         device: Some("far0".into()),
-        ..delay(100)
+        ..delayed(Duration::from_millis(100))
     };
     host.arm(fault("n", &target, named))?;
     for (uplink, late) in [(&near, false), (&far, true)] {
@@ -226,15 +207,13 @@ fn what_the_host_receives_is_not_supported_and_says_why() -> Result<()> {
     let mut host = Host::open()?;
     let both = NetworkEffect {
         ingress: true,
-        ..delay(100)
+        ..delayed(Duration::from_millis(100))
     };
     for refused in [
         fault("c", &target, both.clone()),
-        of_pod(fault("p", &pod, both.clone())),
+        of_pod(fault("p", &pod, both.clone()), UID, true),
     ] {
-        let id = refused.id.clone();
-        host.want(refused);
-        let seen = host.wait(&id, |seen| seen.phase != Phase::Pending)?;
+        let seen = host.settle(refused)?;
         ensure!(
             seen.phase == Phase::NotSupported && seen.reason.contains("by process"),
             "{seen:?}"

@@ -9,16 +9,14 @@ use anyhow::{Result, ensure};
 use chaos_abi::network::jittered;
 use chaos_abi::sample::{self, Stream};
 use chaos_planner::capabilities::Mechanism;
-use chaos_planner::fault::{
-    Bandwidth, Chance, Delay, Fault, Mode, NetworkEffect, Peer, Reorder, TargetRef,
-};
+use chaos_planner::fault::{Bandwidth, Chance, Delay, Fault, Mode, NetworkEffect, Peer, Reorder};
 use chaos_planner::plan::nanos;
 use ipnet::IpNet;
 
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::netns::Pair;
-use crate::node::{Host, fault, lasting, nothing_waits, resident, seeded};
+use crate::node::{Host, fault, lasting, nothing_waits, of_pod, resident, seeded};
 use crate::process::Place;
 use crate::stats::Samples;
 use crate::udp::{self, Echo, PORT, Prober, Probing};
@@ -139,19 +137,12 @@ vm_test!(what_a_pod_receives_is_told_by_its_source, limit = 90);
 fn what_a_pod_receives_is_told_by_its_source() -> Result<()> {
     const UID: &str = "0c6c2ee9-c4d4-4cf3-9a0a-6ca8a6c9ab4d";
     let mut stage = Stage::new(Cgroup::of_pod(UID)?)?;
-    let from = |peers: Vec<Peer>| Fault {
-        target: TargetRef::Pod {
-            uid: UID.into(),
-            container_ids: Vec::new(),
-            host_network: false,
-        },
-        ..stage.fault(
-            "d",
-            NetworkEffect {
-                peers: Some(peers),
-                ..delay(100)
-            },
-        )
+    let from = |peers: Vec<Peer>| {
+        let effect = NetworkEffect {
+            peers: Some(peers),
+            ..delay(100)
+        };
+        of_pod(stage.fault("d", effect), UID, false)
     };
     let others: IpNet = "10.9.1.0/24".parse()?;
     let (spared, hit) = (

@@ -1,18 +1,17 @@
 //! What faults are armed on goes away, or everything does: the node forgets it and goes on.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_agent::kernel::maps::{Pinned, TargetKind};
+use chaos_agent::kernel::maps::TargetKind;
 use chaos_agent::node::{Node, Options, Owner};
-use chaos_planner::fault::{Delay, Fault, NetworkEffect};
+use chaos_planner::fault::Fault;
 use chaos_planner::observed::Phase;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Pair;
-use crate::node::{Host, egress, fault, nothing_is_pinned, resident};
+use crate::node::{Host, delayed, fault, nothing_is_pinned, pinned, resident};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
@@ -20,11 +19,7 @@ use crate::vm_test;
 const DELAY: Duration = Duration::from_millis(100);
 
 fn slow(target: &Cgroup) -> Fault {
-    let effect = NetworkEffect {
-        delay: Some(Delay::of(DELAY)),
-        ..egress()
-    };
-    fault("slow", target, effect)
+    fault("slow", target, delayed(DELAY))
 }
 
 fn is_delayed(pair: &Pair, target: &Cgroup) -> Result<bool> {
@@ -34,7 +29,7 @@ fn is_delayed(pair: &Pair, target: &Cgroup) -> Result<bool> {
 }
 
 fn no_device_is_known() -> Result<()> {
-    let devices = Pinned::open(Path::new("/sys/fs/bpf"))?.targets(TargetKind::Device)?;
+    let devices = pinned()?.targets(TargetKind::Device)?;
     ensure!(devices.is_empty(), "{devices:?}");
     Ok(())
 }

@@ -11,6 +11,7 @@ use chaos_agent::kernel::maps::TargetKind;
 use chaos_planner::capabilities::Mechanism;
 
 use crate::fuzz;
+use crate::machine;
 use crate::programs::{LOOPBACK, Programs, SLOT, STOLEN, UNSPEC};
 use crate::registry::note;
 use crate::vm_test;
@@ -21,7 +22,7 @@ const BPFFS: &str = "/sys/fs/bpf/packets";
 vm_test!(every_packet_gets_the_verdict_of_the_model, limit = 90);
 fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
     // The same packets on every kernel; `cargo xtask fuzz` tries others, and more.
-    let tried = fuzz::run(Path::new("/sys/fs/bpf"), 10_000, 1, None, |_| ())?;
+    let tried = fuzz::run(Path::new(machine::BPFFS), 10_000, 1, None, |_| ())?;
     let rarest = [
         tried.lost,
         tried.detoured,
@@ -39,7 +40,7 @@ fn every_packet_gets_the_verdict_of_the_model() -> Result<()> {
 
 vm_test!(a_wrong_model_is_noticed, limit = 90);
 fn a_wrong_model_is_noticed() -> Result<()> {
-    fuzz::lies_are_noticed(Path::new("/sys/fs/bpf"), 1)
+    fuzz::lies_are_noticed(Path::new(machine::BPFFS), 1)
 }
 
 vm_test!(what_stops_everything_stops_it, limit = 60);

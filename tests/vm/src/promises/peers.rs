@@ -2,17 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_agent::kernel::maps::Pinned;
 use chaos_planner::fault::{NetworkEffect, Peer};
 use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Pair;
-use crate::node::{Host, egress, fault};
+use crate::node::{Host, egress, fault, pinned};
 use crate::process::Place;
 use crate::udp::{self, Echo, PORT, Probing};
 use crate::vm_test;
@@ -120,7 +118,7 @@ fn ten_thousand_peers_and_a_thousand_networks_fit() -> Result<()> {
     peers.insert(peer("10.9.0.0/30", None)?);
     host.change(fault("p", &target, effect(&peers)));
     ensure!(refused(Pair::B4)? == 4, "the new network is not cut off");
-    let maps = Pinned::open(Path::new("/sys/fs/bpf"))?;
+    let maps = pinned()?;
     let held = (maps.peers()?.len(), maps.nets()?.len());
     ensure!(
         held == (ADDRESSES as usize, NETWORKS as usize + 1),
@@ -131,7 +129,7 @@ fn ten_thousand_peers_and_a_thousand_networks_fit() -> Result<()> {
 }
 
 fn nothing_is_left() -> Result<()> {
-    let maps = Pinned::open(Path::new("/sys/fs/bpf"))?;
+    let maps = pinned()?;
     let left = (maps.peers()?, maps.nets()?);
     ensure!(left.0.is_empty() && left.1.is_empty(), "left: {left:?}");
     Ok(())

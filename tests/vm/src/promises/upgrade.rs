@@ -10,15 +10,16 @@ use aya::maps::{Array, Map, MapData};
 use aya::programs::loaded_programs;
 use chaos_abi::control;
 use chaos_abi::sample::{self, Stream};
-use chaos_agent::kernel::maps::{self, Pinned};
+use chaos_agent::kernel::maps;
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect};
 use chaos_planner::observed::{Counts, Phase};
 use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
+use crate::machine::{BPFFS, PINS, release};
 use crate::netns::Pair;
-use crate::node::{egress, fault, lasting, nothing_is_pinned, resident, seeded};
+use crate::node::{egress, fault, lasting, nothing_is_pinned, pinned, resident, seeded};
 use crate::process::Place;
 use crate::registry::note;
 use crate::traced::{kill_before, steps};
@@ -26,7 +27,6 @@ use crate::udp::{Echo, Prober, Probes, Probing};
 use crate::wait::eventually;
 use crate::{vm_role, vm_test};
 
-const BPFFS: &str = "/sys/fs/bpf";
 const SEED: u64 = 20_261_121;
 const LOSS_PPM: u32 = 300_000;
 const DELAY: Duration = Duration::from_millis(50);
@@ -175,7 +175,7 @@ fn others() -> usize {
 /// With no agent alive, the kernel holds the dispatchers that are attached and one body of each array,
 /// beside the `others` that were there before.
 fn one_generation_is_left(others: usize) -> Result<()> {
-    let maps = Pinned::open(Path::new(BPFFS))?;
+    let maps = pinned()?;
     let acts = maps.control(control::EPOCH)? % control::GENERATIONS;
     let mut arrays = 0;
     for pin in fs::read_dir(maps::directory(Path::new(BPFFS)))? {
@@ -215,8 +215,7 @@ fn are_loaded(expected: usize) -> Result<()> {
 /// Which steps to die at: one in so many, and on each kernel others of these. A step takes ten to
 /// forty seconds here, and most of them load one program more, in the same way.
 fn chosen(step: usize, one_in: usize) -> Result<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let turn = match release.get(..4) {
+    let turn = match release()?.get(..4) {
         Some("6.1.") => 0,
         Some("6.12") => 1,
         _ => 2,
@@ -313,7 +312,7 @@ fn an_agent_with_another_layout_is_replaced_whole() -> Result<()> {
     let before = stage.pair.a.devices()?;
     drop(stage.armed()?);
     // Layouts differ in nothing but the name here: what counts is that they are not read.
-    let root = Path::new(BPFFS).join("faultline");
+    let root = Path::new(PINS);
     fs::rename(maps::directory(Path::new(BPFFS)), root.join("abi1"))?;
     let mut halted = MapData::from_pin(root.join("abi1/CONTROL"))
         .and_then(|data| Array::<_, u32>::try_from(Map::Array(data)))?;
@@ -325,7 +324,7 @@ fn an_agent_with_another_layout_is_replaced_whole() -> Result<()> {
     let left: Vec<_> = maps::other_layouts(Path::new(BPFFS));
     ensure!(left.is_empty(), "still pinned: {left:?}");
     ensure!(stage.pair.a.devices()? == before, "the detour is left");
-    let mut maps = Pinned::open(Path::new(BPFFS))?;
+    let mut maps = pinned()?;
     ensure!(maps.halted()?, "the halt was lifted");
     maps.set_control(control::HALTED, 0)?;
     drop(maps);

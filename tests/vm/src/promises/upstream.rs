@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Chance, NetworkEffect};
 use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::netns::{Forwarding, Uplink};
-use crate::node::{Host, fault, seeded};
+use crate::node::{Host, delayed, fault, of_pod, seeded};
 use crate::process::Place;
 use crate::udp::{Echo, Prober, Probes, Probing};
 use crate::vm_test;
@@ -67,17 +67,13 @@ impl Pods {
         effect: NetworkEffect,
     ) -> Result<()> {
         let peers = to.map(|to| to.iter().map(|n| self.address(*n).into()).collect());
-        let target = TargetRef::Pod {
-            uid: self.all[pod].uid.clone(),
-            container_ids: Vec::new(),
-            host_network: false,
-        };
         let made = fault(
             &format!("{id}/{pod}"),
             &self.all[pod].cgroup,
             NetworkEffect { peers, ..effect },
         );
-        self.host.arm(seeded(Fault { target, ..made }, 20_260_109))
+        let made = of_pod(made, &self.all[pod].uid, false);
+        self.host.arm(seeded(made, 20_260_109))
     }
 
     fn recover(&mut self, id: &str, pods: &[usize]) -> Result<()> {
@@ -136,11 +132,7 @@ fn cut(egress: bool, ingress: bool) -> NetworkEffect {
 }
 
 fn slower() -> NetworkEffect {
-    NetworkEffect {
-        egress: true,
-        delay: Some(Delay::of(Duration::from_millis(200))),
-        ..NetworkEffect::default()
-    }
+    delayed(Duration::from_millis(200))
 }
 
 vm_test!(partitions_cut_exactly_the_pairs_that_are_named, limit = 150);

@@ -199,8 +199,7 @@ fn what_cannot_be_skewed_says_so() -> Result<()> {
         ensure!(fs::read_link(&exe)? == program, "not yet");
         Ok(())
     })?;
-    host.want(ahead(&target));
-    let seen = host.wait("c", |seen| seen.phase != Phase::Pending)?;
+    let seen = host.settle(ahead(&target))?;
     ensure!(
         seen.phase == Phase::NotSupported && seen.reason.contains("32-bit program"),
         "{seen:?}"
