@@ -74,7 +74,8 @@ impl Agent {
         let empty = |maps: &Pinned| -> Result<bool> {
             let targets =
                 maps.targets(TargetKind::Device)?.len() + maps.targets(TargetKind::Cgroup)?.len();
-            Ok(targets == 0)
+            // The counters of a rule that is still there would be those of the run before.
+            Ok(targets == 0 && maps.rules()?.is_empty())
         };
         self.until(empty)
     }

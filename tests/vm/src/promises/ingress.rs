@@ -424,8 +424,9 @@ fn a_tcp_flow_is_received_through_a_delay() -> Result<()> {
     for to in [Pair::B4, Pair::B6] {
         let from = Place::host().in_namespace(&pair.a);
         let sent = tcp::transfer(from, to, Duration::from_secs(3))?;
-        // Held back by TCP small queues it would be less than 1 Mbit/s.
-        ensure!(sent.megabits_per_second() > 10.0, "{to}: {sent:?}");
+        // Held back by TCP small queues it would be less than 1 Mbit/s. How much more it is says only how
+        // busy this emulated machine is.
+        ensure!(sent.megabits_per_second() > 2.0, "{to}: {sent:?}");
     }
     let counts = host.counts("d")?;
     ensure!(counts.injected > 100 && counts.failed == 0, "{counts:?}");

@@ -265,10 +265,12 @@ fn an_upgrade_may_die_at_any_step() -> Result<()> {
     let steps = steps(OPENS)?;
     note(format!("{steps} steps"));
     ensure!(steps > 10, "only {steps} steps: what was traced?");
+    let mut tried = 0;
     for step in 0..steps {
         if !chosen(step, 5)? {
             continue;
         }
+        tried += 1;
         let killed = || format!("killed before step {step} of {steps}");
         kill_before(step, OPENS).with_context(killed)?;
         let mut node = Node::open(Options::default()).with_context(killed)?;
@@ -276,6 +278,7 @@ fn an_upgrade_may_die_at_any_step() -> Result<()> {
         drop(node);
         one_generation_is_left(others).with_context(killed)?;
     }
+    ensure!(tried > 0, "none of {steps} steps was chosen");
     let mut node = Node::open(Options::default())?;
     stage.judge(&mut node, probers)?;
     node.purge()?;
@@ -288,14 +291,17 @@ fn the_first_start_may_die_at_any_step() -> Result<()> {
     let steps = steps(OPENS)?;
     note(format!("{steps} steps"));
     purge(others)?;
+    let mut tried = 0;
     for step in 0..steps {
         if !chosen(step, 12)? {
             continue;
         }
+        tried += 1;
         let killed = || format!("killed before step {step} of {steps}");
         kill_before(step, OPENS).with_context(killed)?;
         purge(others).with_context(killed)?;
     }
+    ensure!(tried > 0, "none of {steps} steps was chosen");
     Ok(())
 }
 
