@@ -44,8 +44,8 @@
 //!
 //! - **Guards.** [`netns::Pair`], [`cgroup::Cgroup`], [`process::Process`], [`program::Running`] and
 //!   [`program::Scratch`] undo themselves on drop. After a panic or a hang the runner does it: between
-//!   tests it kills everybody, and removes cgroups, pins below /sys/fs/bpf/faultline and
-//!   /run/faultline. A cgroup that a passed test has left makes it fail.
+//!   tests it kills everybody, removes cgroups, pins below /sys/fs/bpf/faultline and /run/faultline,
+//!   and loads modules that were unloaded. A cgroup that a passed test has left makes it fail.
 //! - **Places.** A socket belongs to the cgroup that its process was in when it was opened, so a
 //!   child is moved by [`process::Place`] before it runs.
 //! - **Times** are [`clock::Stamp`]s of CLOCK_BOOTTIME, the clock of the deadlines in the kernel.

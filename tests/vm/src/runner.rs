@@ -188,8 +188,10 @@ fn run_apart(test: &Test, name: &str) -> Result<Outcome> {
     let ended = wait_child(&mut child, test.limit);
     kill_the_rest(&mut child);
     forget_the_agent();
+    let whole = machine::load_modules();
     let tail = console.join().unwrap_or_default();
     let status = ended.with_context(|| format!("hung; it printed last:\n{tail}"))?;
+    whole.context("the machine has not all of its modules again")?;
     match fs::read(OUTCOME) {
         Ok(json) => Ok(serde_json::from_slice(&json)?),
         Err(_) => bail!("ended with {status}; it printed last:\n{tail}"),
