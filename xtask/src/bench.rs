@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use vm_tests::figures::Figure;
+use vm_tests::figures::{FEWEST_PAIRS, Figure, PAIRS};
 
 use self::report::{Origin, Report};
 use crate::{
@@ -24,9 +24,6 @@ use crate::{
     step,
     vmtest::{self, Binaries},
 };
-
-/// The fewest pairs that a report is made of.
-const FEWEST_PAIRS: usize = 15;
 
 /// Of the emulated machines.
 const KERNEL: Series = Series::V6_12;
@@ -160,7 +157,7 @@ fn emulated(
 ) -> Result<(String, Vec<Figure>)> {
     let options = vmtest::Options {
         only: Some(format!("bench::{}::", part.name())),
-        append: format!("{}{pairs}", vm_tests::figures::PAIRS),
+        append: format!("{PAIRS}{pairs}"),
         no_runtimes: true,
         time_limit: Some(TIME_LIMIT),
         ..vmtest::Options::default()

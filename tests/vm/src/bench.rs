@@ -26,9 +26,6 @@ use crate::runner::EVENTS;
 /// fails by chance.
 const TRIES: u32 = 3;
 
-/// The fewest pairs that say anything.
-pub const FEWEST_PAIRS: usize = 15;
-
 /// How many pairs the host asks for.
 fn asked_pairs() -> Result<usize> {
     let line = std::fs::read_to_string("/proc/cmdline").context("no kernel command line")?;

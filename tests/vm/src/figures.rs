@@ -19,6 +19,9 @@ use statistics::median_with_interval;
 /// dot for a module's and leaves it alone.
 pub const PAIRS: &str = "faultline.pairs=";
 
+/// The fewest pairs that say anything.
+pub const FEWEST_PAIRS: usize = 15;
+
 /// Opens the line; no [`Event`](crate::report::Event) begins like this.
 const MARKER: &str = "@@vm-bench ";
 

@@ -15,7 +15,7 @@ use super::netem::Netem;
 use super::{asked_pairs, compare, ratio, tell};
 use crate::cgroup::Cgroup;
 use crate::figures::statistics::{deviation, median, percentile};
-use crate::figures::{Aim, Figure};
+use crate::figures::{Aim, FEWEST_PAIRS, Figure};
 use crate::netns::Pair;
 use crate::node::{Host, egress, fault, lasting, resident, seeded};
 use crate::process::{Place, Process};
@@ -106,7 +106,7 @@ fn tcp_through_a_delay() -> Result<()> {
     for pair in ways.all() {
         servers.push(tcp::Server::start(Place::host().in_namespace(&pair.b))?);
     }
-    let time = Duration::from_secs(if pairs < super::FEWEST_PAIRS { 1 } else { 3 });
+    let time = Duration::from_secs(if pairs < FEWEST_PAIRS { 1 } else { 3 });
     let goodput = |pair| {
         let ways = &ways;
         move || {
@@ -179,7 +179,7 @@ fn rate_of_sending(came: &[Came]) -> f64 {
 
 /// Datagrams of one way in one pair of measurements.
 fn chunk_size(pairs: usize) -> u64 {
-    if pairs < super::FEWEST_PAIRS { 50 } else { 200 }
+    if pairs < FEWEST_PAIRS { 50 } else { 200 }
 }
 
 /// Milliseconds that datagrams took, in as many groups as there are pairs.

@@ -5,7 +5,8 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 use vm_tests::bench::packets::{Effort, measure};
-use vm_tests::bench::{FEWEST_PAIRS, pin_to_this_cpu};
+use vm_tests::bench::pin_to_this_cpu;
+use vm_tests::figures::FEWEST_PAIRS;
 use vm_tests::programs::private_bpffs;
 
 fn main() -> Result<()> {
