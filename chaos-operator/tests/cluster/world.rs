@@ -1,10 +1,11 @@
 //! What the scenarios have in hand: the API server, the agents, an operator, and short ways to
 //! make and read objects.
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_api::v1alpha1::{NetworkChaos, RecordPhase};
+use chaos_api::v1alpha1::{Experiment, NetworkChaos, RecordPhase};
 use chaos_operator::run::RunArgs;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -171,16 +172,7 @@ impl World {
     }
 
     pub(crate) async fn until_gone(&self, name: &str) -> Result<()> {
-        for _ in 0..600 {
-            if self.chaos().get_opt(name).await?.is_none() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        bail!(
-            "{name} is still there after 15 s: {}",
-            self.shown(name).await
-        )
+        until_gone(&self.chaos(), name).await
     }
 
     /// Waits until the object is as asked.
@@ -190,19 +182,7 @@ impl World {
         what: &str,
         is: impl Fn(&NetworkChaos) -> bool,
     ) -> Result<NetworkChaos> {
-        for _ in 0..600 {
-            let object = self.chaos().get(name).await?;
-            if is(&object) {
-                return Ok(object);
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        bail!("{name}: {what}: not in 15 s: {}", self.shown(name).await)
-    }
-
-    async fn shown(&self, name: &str) -> String {
-        let object = self.chaos().get_opt(name).await.ok().flatten();
-        serde_json::to_string(&object.and_then(|object| object.status)).unwrap_or_default()
+        until(&self.chaos(), name, what, is).await
     }
 
     /// Waits for an Event about `name` with this reason; returns its message.
@@ -233,6 +213,55 @@ impl World {
         };
         Ok(events.into_iter().map(pair).collect())
     }
+}
+
+/// Waits until an experiment of any kind is as asked.
+pub(crate) async fn until<K>(
+    api: &Api<K>,
+    name: &str,
+    what: &str,
+    is: impl Fn(&K) -> bool,
+) -> Result<K>
+where
+    K: Experiment + Clone + DeserializeOwned + Debug,
+{
+    for _ in 0..600 {
+        let object = api.get(name).await?;
+        if is(&object) {
+            return Ok(object);
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    bail!(
+        "{name}: {what}: not in 15 s: {}",
+        status_of(api, name).await
+    )
+}
+
+/// Waits until an experiment of any kind, which was asked to go, is gone.
+pub(crate) async fn until_gone<K>(api: &Api<K>, name: &str) -> Result<()>
+where
+    K: Experiment + Clone + DeserializeOwned + Debug,
+{
+    for _ in 0..600 {
+        if api.get_opt(name).await?.is_none() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    bail!(
+        "{name} is still there after 15 s: {}",
+        status_of(api, name).await
+    )
+}
+
+async fn status_of<K>(api: &Api<K>, name: &str) -> String
+where
+    K: Experiment + Clone + DeserializeOwned + Debug,
+{
+    let object = api.get_opt(name).await.ok().flatten();
+    let status = object.as_ref().and_then(K::chaos_status);
+    serde_json::to_string(&status).unwrap_or_default()
 }
 
 /// Whether a condition holds.
@@ -326,7 +355,7 @@ async fn agent_tls(client: &Client) -> Result<(String, String, String)> {
 
 async fn create<K>(api: &Api<K>, object: Value) -> Result<()>
 where
-    K: Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
+    K: Clone + DeserializeOwned + serde::Serialize + Debug,
 {
     let object: K = serde_json::from_value(object)?;
     api.create(&PostParams::default(), &object).await?;

@@ -1,7 +1,5 @@
 //! TimeChaos: records are containers, each with its own target.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 use chaos_api::v1alpha1::TimeChaos;
 use chaos_proto::agent::fault::Effect;
@@ -10,7 +8,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
-use crate::world::{NAMESPACE, World};
+use crate::world::{NAMESPACE, World, until, until_gone};
 
 pub(super) async fn a_skew_reaches_the_first_container_of_each_pod(
     world: &mut World,
@@ -60,16 +58,11 @@ pub(super) async fn a_skew_reaches_the_first_container_of_each_pod(
         let records = status.map(|status| &status.chaos.experiment.container_records);
         records.is_some_and(|all| all.len() == 2 && all.iter().all(|r| r.injected_count == 1))
     };
-    for _ in 0..400 {
-        if injected(&api.get("late").await?) {
-            api.delete("late", &DeleteParams::default()).await?;
-            world
-                .agent
-                .until("none", |agent| agent.faults.is_empty())
-                .await?;
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    bail!("not injected in 10 s: {:?}", api.get("late").await?.status)
+    until(&api, "late", "injected", injected).await?;
+    api.delete("late", &DeleteParams::default()).await?;
+    world
+        .agent
+        .until("none", |agent| agent.faults.is_empty())
+        .await?;
+    until_gone(&api, "late").await
 }
