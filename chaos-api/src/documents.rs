@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::Error as _;
 use serde_json::Value;
@@ -215,11 +216,12 @@ fn parse_with(
     let roots = roots
         .into_iter()
         .filter(|root| !matches!(root.kind, Kind::Scalar(Value::Null)));
+    let crds = crd::crds();
     let mut objects = Vec::new();
     let mut errors = Vec::new();
     for mut root in roots {
         prepare(&mut root);
-        match read(&root, check) {
+        match read(&root, &crds, check) {
             Ok(object) => objects.push(object),
             Err(found) => errors.extend(found),
         }
@@ -258,6 +260,7 @@ fn fill_selector(root: &mut Node) {
 
 fn read(
     root: &Node,
+    crds: &[CustomResourceDefinition],
     check: &dyn Fn(&Document) -> Vec<FieldError>,
 ) -> Result<Document, Vec<DocumentError>> {
     let mut lines = Lines::default();
@@ -275,9 +278,9 @@ fn read(
     };
     let kind = check_kind(root).map_err(|error| located(vec![error]))?;
     let mut errors = Vec::new();
-    for crd in crd::crds() {
+    for crd in crds {
         if crd.spec.names.kind == kind
-            && let Some(schema) = crd::schema(&crd)
+            && let Some(schema) = crd::schema(crd)
         {
             schema::check_object(root, schema, &mut errors);
         }

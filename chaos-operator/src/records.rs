@@ -40,7 +40,10 @@ impl Choice<'_> {
             let field = field(key);
             let mut pods =
                 select(&selector.selector, field, self.cluster).map_err(|e| e.to_string())?;
-            pods.retain(|pod| !self.records_of(pod).is_empty());
+            // Without containers each pod is a record.
+            if self.containers.is_some() {
+                pods.retain(|pod| !self.records_of(pod).is_empty());
+            }
             let eligible: Vec<String> = pods.iter().map(|pod| pod_id(pod)).collect();
             // The chosen sources, and pods on their way out: only if there is nobody else.
             let mut avoid: BTreeSet<String> =

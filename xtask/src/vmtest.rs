@@ -52,8 +52,8 @@ pub(crate) struct Options {
     /// Take the binaries of the last build
     #[arg(long)]
     pub(crate) no_build: bool,
-    /// Run only the K-th of N equal shares, counted from 0
-    #[arg(long, value_name = "K/N", value_parser = Share::parse)]
+    /// Run only this part of the tests
+    #[arg(skip)]
     pub(crate) share: Option<Share>,
     /// Appended to the kernel's command line, for those inside to read
     #[arg(skip)]
@@ -73,16 +73,6 @@ pub(crate) struct Share {
     pub(crate) share: usize,
     /// Of how many.
     pub(crate) of: usize,
-}
-
-impl Share {
-    fn parse(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').map(|(k, n)| (k.parse(), n.parse()));
-        match numbers {
-            Some((Ok(share), Ok(of))) if share < of => Ok(Self { share, of }),
-            _ => Err("two numbers, the first below the second: 0/2".to_owned()),
-        }
-    }
 }
 
 /// `cargo xtask vm`.
