@@ -28,11 +28,16 @@ pub(super) const NAMESPACE: &str = "cluster-tests";
 /// `a` and `b` are what experiments are about; nothing is ever asked of `c`. `d` is on the other node, if
 /// there is one.
 const PODS: [Wanted<'_>; 4] = [
-    Wanted::new("a", &[("app", "peer")]).on(NODE),
-    Wanted::new("b", &[("app", "peer")]).on(NODE),
-    Wanted::new("c", &[("app", "bystander")]).on(NODE),
-    Wanted::new("d", &[("app", "far")]).on("node2"),
+    Wanted::new("a", &[("app", PEER)]).on(NODE),
+    Wanted::new("b", &[("app", PEER)]).on(NODE),
+    Wanted::new("c", &[("app", BYSTANDER)]).on(NODE),
+    Wanted::new("d", &[("app", FAR)]).on("node2"),
 ];
+
+/// Their labels `app`.
+const PEER: &str = "peer";
+const BYSTANDER: &str = "bystander";
+const FAR: &str = "far";
 
 /// Where all but one pod are: rules of one node, and probes on it, are compared by one clock.
 pub(super) const NODE: &str = "node1";
@@ -148,9 +153,13 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Deletes whatever a test has left.
+    /// Deletes whatever a test has left, and waits until it is gone: experiments, and pods that are not
+    /// those of all tests. The next test has the node for itself.
     pub(super) fn sweep(&self) -> Result<()> {
         let words = ["delete", "networkchaos", "--all", "--timeout=60s"];
+        step::output(&mut self.lab.kubectl(words))?;
+        let others = format!("--selector=app notin ({PEER},{BYSTANDER},{FAR})");
+        let words = ["delete", "pods", &others, "--timeout=120s"];
         step::output(&mut self.lab.kubectl(words)).map(drop)
     }
 

@@ -120,9 +120,5 @@ fn every_one_of_many_pods_of_a_node_is_injected(bench: &Bench<'_>) -> Result<()>
     bench.lab.delete(&applied.name)?;
     let left = bench.lab.held()?;
     ensure!(left.is_empty(), "{left:?}");
-    let delete = ["delete", "pods", "--wait=false"];
-    step::output(&mut bench.lab.kubectl(delete.into_iter().chain(crowd)))?;
-    // The next test has the node for itself.
-    let gone = ["wait", "pods", "--for=delete", "--timeout=120s"];
-    step::output(&mut bench.lab.kubectl(gone.into_iter().chain(crowd))).map(drop)
+    Ok(())
 }
