@@ -161,6 +161,8 @@ pub(crate) fn boot(
         machine.drives = runtimes.into_iter().collect();
         let mut boots = 1;
         let mut before: Vec<TestResult> = Vec::new();
+        // Each boot begins its report anew.
+        let mut told: Vec<String> = Vec::new();
         loop {
             match watch(step, series, &machine, &events, directory.clone()) {
                 // A wrong result of a run is never an error here: no test has begun.
@@ -175,6 +177,7 @@ pub(crate) fn boot(
                 Ok(KernelRun {
                     broken_in: Some(test),
                     results,
+                    told: lines,
                     ..
                 }) if boots < BOOTS => {
                     boots += 1;
@@ -185,12 +188,15 @@ pub(crate) fn boot(
                     // What came before it stands; it and the end of the run come again.
                     let is_new = |r: &TestResult| r.test != test && r.test != outcome::CUT_SHORT;
                     before.extend(results.into_iter().filter(is_new));
+                    told.extend(lines);
                     let rest = arguments(only, options.share, Some(&test));
                     machine.append = format!("{parameters}{rest}");
                 }
                 Ok(mut run) => {
                     before.append(&mut run.results);
                     run.results = before;
+                    told.append(&mut run.told);
+                    run.told = told;
                     return Ok(run);
                 }
                 Err(error) => return Err(error),
@@ -253,7 +259,7 @@ fn watch(
     let mut spoke = Instant::now();
     let ended = loop {
         let running = vm.is_running();
-        let seen = read(events)?;
+        let seen = parse(&read(events)?);
         for event in seen.iter().skip(shown) {
             show(step, series, event);
         }
@@ -276,18 +282,20 @@ fn watch(
             Err(error) => break Some(format!("{error:#}")),
         }
     };
-    let events = read(events)?;
+    let report = read(events)?;
     let console = fs::read(&machine.console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
     let seconds = started.elapsed().as_secs_f64();
-    outcome::conclude(
+    let mut run = outcome::conclude(
         series.name(),
-        &events,
+        &parse(&report),
         ended.as_deref(),
         &console,
         seconds,
         directory,
-    )
+    )?;
+    run.told = outcome::told(&report, run.broken_in.as_deref());
+    Ok(run)
 }
 
 fn show(step: &Step, series: Series, event: &Event) {
@@ -305,11 +313,12 @@ fn show(step: &Step, series: Series, event: &Event) {
     }
 }
 
-fn read(events: &PathBuf) -> Result<Vec<Event>> {
-    let text = fs::read(events).with_context(|| format!("failed to read {}", events.display()))?;
-    // The last line may be half written; it does not parse then, and comes again.
-    Ok(String::from_utf8_lossy(&text)
-        .lines()
-        .filter_map(Event::parse)
-        .collect())
+fn read(report: &PathBuf) -> Result<String> {
+    let text = fs::read(report).with_context(|| format!("failed to read {}", report.display()))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The events of a report. Its last line may be half written; it does not parse then, and comes again.
+fn parse(report: &str) -> Vec<Event> {
+    report.lines().filter_map(Event::parse).collect()
 }

@@ -1,7 +1,7 @@
 //! Act one: a machine without Kubernetes. The fault and its two processes are in
 //! `tests/vm/src/demo.rs`; here the machine is booted, and its record becomes figures.
 
-use std::{fs, path::Path as FilePath};
+use std::path::Path as FilePath;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -58,10 +58,8 @@ pub(super) fn run(root: &FilePath, binaries: &Binaries) -> Result<Fault> {
     if let Some(failed) = run.results.iter().find(|result| !result.is_good()) {
         bail!("{}", failed.line());
     }
-    let events = run.directory.join("events.jsonl");
-    let text = fs::read(&events).with_context(|| format!("failed to read {}", events.display()))?;
-    let exhibit = String::from_utf8_lossy(&text)
-        .lines()
+    let mut lines = run.told.iter().map(String::as_str);
+    let exhibit = lines
         .find_map(Exhibit::parse)
         .with_context(|| format!("the machine told nothing: see {}", run.directory.display()))?;
     conclude(&exhibit)

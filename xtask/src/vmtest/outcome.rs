@@ -34,6 +34,8 @@ pub(crate) struct KernelRun {
     /// The test that the machine broke down in, by QEMU's fault as far as is known: neither that nor
     /// those after it have a result that counts.
     pub(crate) broken_in: Option<String>,
+    /// What tests told the host beside their events, line by line; nothing of `broken_in`.
+    pub(crate) told: Vec<String>,
     /// Where its console and its events are kept.
     pub(crate) directory: PathBuf,
 }
@@ -154,8 +156,23 @@ pub(crate) fn conclude(
         seconds,
         results,
         broken_in,
+        told: Vec::new(),
         directory,
     })
+}
+
+/// The lines of a report that are no events: of a machine that broke down, up to the start of the test
+/// that it broke down in, which runs again.
+pub(super) fn told(report: &str, broken_in: Option<&str>) -> Vec<String> {
+    let mut told = Vec::new();
+    for line in report.lines() {
+        match Event::parse(line) {
+            Some(Event::Started { test, .. }) if Some(test.as_str()) == broken_in => break,
+            Some(_) => {}
+            None => told.push(line.to_owned()),
+        }
+    }
+    told
 }
 
 fn tail(console: &str) -> String {
@@ -221,6 +238,21 @@ mod tests {
         };
         assert_eq!(conclude("Oops: int3: 0000 [#1]\n").as_deref(), Some("b"));
         assert_eq!(conclude("Kernel panic\n"), None);
+    }
+
+    #[test]
+    fn what_a_test_told_counts_unless_the_machine_broke_down_in_it() {
+        let lines = [
+            booted().line(),
+            started("a").line(),
+            "of a".to_owned(),
+            passed("a").line(),
+            started("b").line(),
+            "of b".to_owned(),
+        ];
+        let report = lines.join("\n");
+        assert_eq!(told(&report, None), ["of a", "of b"]);
+        assert_eq!(told(&report, Some("b")), ["of a"]);
     }
 
     #[test]
