@@ -21,7 +21,7 @@ use decode::Row;
 const MEANING: [(&str, &str); 13] = [
     (
         "CONTROL",
-        "words that every program reads first: armed, halted, epoch",
+        "words that every program reads first: armed, halted, epoch, clocks",
     ),
     (
         "RULES",
@@ -125,11 +125,14 @@ async fn watch(context: &Context, pinned: &Pinned, interval: f64) -> anyhow::Res
         bail!("--interval {interval}: must be seconds, such as 0.5; give a smaller number");
     };
     loop {
-        let rows = decode::rules_with_counters(pinned, clock::now_ns())?;
+        let now = clock::now_ns();
+        let network = decode::rules_with_counters(pinned, now)?;
+        let clocks = decode::clock_rules_with_counters(pinned, now)?;
         if context.out.is_json() {
+            let rows = network.into_iter().chain(clocks).collect();
             context.out.event(&objects(rows), "")?;
         } else {
-            context.out.screen(table(&rows))?;
+            context.out.screen(page(&network, &clocks))?;
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
@@ -153,6 +156,16 @@ fn objects(rows: Vec<Row>) -> Vec<Map<String, Value>> {
         .collect()
 }
 
+/// Network rules and clock rules have different fields: two tables. One without rows is left out
+/// where the other has some.
+fn page(network: &[Row], clocks: &[Row]) -> String {
+    match (network, clocks) {
+        (network, []) => table(network).to_string(),
+        ([], clocks) => table(clocks).to_string(),
+        (network, clocks) => format!("{}\n{}", table(network), table(clocks)),
+    }
+}
+
 /// All rows have the same fields.
 fn table(rows: &[Row]) -> Table {
     let head = rows.first().into_iter().flatten().map(|(name, _)| *name);
@@ -174,5 +187,19 @@ mod tests {
     #[test]
     fn each_map_has_a_meaning() {
         assert_eq!(MEANING.map(|(name, _)| name), maps::NAMES);
+    }
+
+    #[test]
+    fn rules_of_both_families_are_watched() {
+        let network: Vec<Row> = vec![vec![("rule", json!(1)), ("loss", json!("30%"))]];
+        let clocks: Vec<Row> = vec![vec![("rule", json!(2)), ("offset", json!("-1h0m0s"))]];
+        let (of_network, of_clocks) = ("RULE  LOSS\n1     30%\n", "RULE  OFFSET\n2     -1h0m0s\n");
+        assert_eq!(page(&[], &[]), "no element is in use\n");
+        assert_eq!(page(&network, &[]), of_network);
+        assert_eq!(page(&[], &clocks), of_clocks);
+        assert_eq!(
+            page(&network, &clocks),
+            format!("{of_network}\n{of_clocks}")
+        );
     }
 }

@@ -241,7 +241,9 @@ fn the_daemon_holds_what_apply_asks_for() -> Result<()> {
         .start(Place::host())?;
     apply.wait_for("armed by tc_egress", PATIENCE)?;
     show(format_args!("{}", agent(["faults"])?));
-    show(format_args!("{}", agent(["maps", "list"])?));
+    let listed = agent(["maps", "list"])?;
+    show(format_args!("{listed}"));
+    ensure!(listed.status.success(), "{listed}");
     show(format_args!("{}", agent(["maps", "dump", "RULES"])?));
     show(format_args!(
         "{}",

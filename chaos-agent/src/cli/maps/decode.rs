@@ -156,6 +156,17 @@ pub(super) fn rules_with_counters(maps: &Pinned, now: u64) -> anyhow::Result<Vec
     Ok(rows)
 }
 
+/// `CLOCK_RULES` beside `COUNTERS`.
+pub(super) fn clock_rules_with_counters(maps: &Pinned, now: u64) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (id, held) in maps.clock_rules()? {
+        let mut row = clock_rule(id, &held, now);
+        row.extend(counters(&maps.counters(id)?, now));
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
 fn rule(id: u32, rule: &Rule, now: u64) -> Row {
     let sample = match (rule.sample_threshold, rule.sample_first, rule.sample_every) {
         (ALWAYS, 0, 0 | 1) => "all".to_owned(),
