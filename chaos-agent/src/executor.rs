@@ -302,11 +302,10 @@ impl Executor {
     /// # Errors
     /// What the kernel answers.
     pub fn renew(&mut self, armed: &mut Armed, deadline_ns: u64) -> Result<(), MapError> {
-        for rule in &armed.rules {
+        for rule in armed.each_rule() {
             let kind = rule.mechanism.into();
-            if self.maps.generation(kind, rule.id)? == rule.generation {
-                self.maps.set_deadline(kind, rule.id, deadline_ns)?;
-            }
+            self.maps
+                .set_deadline(kind, rule.id, rule.generation, deadline_ns)?;
         }
         armed.deadline_ns = deadline_ns;
         Ok(())
@@ -326,7 +325,7 @@ impl Executor {
                 return Ok(());
             };
             // Networks may be the first, or the last.
-            for rule in &armed.rules {
+            for rule in armed.each_rule() {
                 let mut held = self.maps.rule(rule.id)?;
                 if held.generation == rule.generation {
                     held.flags = rules::kernel_rule(armed, rule, effect, self.root_netns).flags;
@@ -350,9 +349,8 @@ impl Executor {
     /// What the kernel answers.
     pub fn counts(&self, armed: &Armed) -> Result<(Counts, Option<u64>), MapError> {
         let mut sum = Counters::default();
-        let ids: BTreeSet<_> = armed.rules.iter().map(|rule| rule.id).collect();
-        for id in ids {
-            sum.merge(&self.maps.counters(id)?);
+        for rule in armed.each_rule() {
+            sum.merge(&self.maps.counters(rule.id)?);
         }
         Ok((counts(&sum), (sum.first_ns != 0).then_some(sum.first_ns)))
     }

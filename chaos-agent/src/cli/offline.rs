@@ -36,8 +36,13 @@ pub(super) fn faults(options: &Options, maps: &Pinned) -> anyhow::Result<Vec<Obs
         let found = of_entry(maps, entry, now, &mut known)?;
         faults.extend(found);
     }
-    for (id, rule) in maps.rules()? {
-        if !known.contains(&(id, rule.generation)) {
+    let network = maps.rules()?.into_iter();
+    let clocks = maps.clock_rules()?.into_iter();
+    let all = network
+        .map(|(id, rule)| (id, rule.generation, rule.deadline_ns))
+        .chain(clocks.map(|(id, rule)| (id, rule.generation, rule.deadline_ns)));
+    for (id, generation, deadline_ns) in all {
+        if !known.contains(&(id, generation)) {
             let counters = maps.counters(id)?;
             faults.push(Observed {
                 id: format!("rule-{id}"),
@@ -45,12 +50,12 @@ pub(super) fn faults(options: &Options, maps: &Pinned) -> anyhow::Result<Vec<Obs
                 namespace: String::new(),
                 name: format!("rule-{id}"),
                 record: String::new(),
-                phase: phase(rule.deadline_ns, now),
+                phase: phase(deadline_ns, now),
                 mechanisms: Vec::new(),
                 reason: "not in the journal: `chaos-agent recover --all` removes it".to_owned(),
                 degraded: false,
                 counts: counts(&counters),
-                expires_in: left(rule.deadline_ns, now),
+                expires_in: left(deadline_ns, now),
                 armed_ago: Duration::ZERO,
                 first_hit_ago: first_hit(&counters, now),
             });
@@ -68,12 +73,13 @@ fn of_entry(
     let armed = &entry.armed;
     let mut sum = Counters::default();
     let mut deadline = None;
-    for rule in &armed.rules {
-        let held = maps.rule(rule.id)?;
-        if held.generation == rule.generation {
-            known.insert((rule.id, rule.generation));
-            sum.merge(&maps.counters(rule.id)?);
-            deadline = deadline.max(Some(held.deadline_ns));
+    for rule in armed.each_rule() {
+        let (id, generation) = (rule.id, rule.generation);
+        let held = maps.deadline_of(rule.mechanism.into(), id, generation)?;
+        if held.is_some() {
+            known.insert((id, generation));
+            sum.merge(&maps.counters(id)?);
+            deadline = deadline.max(held);
         }
     }
     // Written before the act, or after it: the kernel does not hold it.
@@ -81,8 +87,7 @@ fn of_entry(
         return Ok(None);
     };
     let mechanisms = armed
-        .rules
-        .iter()
+        .each_rule()
         .map(|rule| Mechanism::from(rule.mechanism))
         .collect();
     Ok(Some(Observed {

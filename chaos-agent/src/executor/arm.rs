@@ -185,7 +185,7 @@ impl Executor {
         }
         PeerEntries::default().enter(&entries(armed), &mut self.maps)?;
         self.tell_depths(load)?;
-        for rule in &armed.rules {
+        for rule in armed.each_rule() {
             self.maps.reset_counters(rule.id)?;
             match &armed.fault.effect {
                 Effect::Network(effect) => self

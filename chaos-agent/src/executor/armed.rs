@@ -33,6 +33,14 @@ pub struct Armed {
     pub seed: u64,
 }
 
+impl Armed {
+    /// Each of its rules once, however many devices it is listed for.
+    pub fn each_rule(&self) -> impl Iterator<Item = &ArmedRule> {
+        let same = self.rules.chunk_by(|a, b| a.id == b.id);
+        same.map(|rules| &rules[0])
+    }
+}
+
 /// Where a target was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {

@@ -30,8 +30,7 @@ impl Load {
             Effect::Network(_) => (&mut self.rules, &mut self.depths),
             Effect::Clock(_) => (&mut self.clock_rules, &mut self.clock_depths),
         };
-        let ids: BTreeSet<_> = armed.rules.iter().map(|rule| rule.id).collect();
-        *rules = rules.saturating_add(ids.len() as u32);
+        *rules = rules.saturating_add(armed.each_rule().count() as u32);
         depths.insert(armed.place.depth);
     }
 }

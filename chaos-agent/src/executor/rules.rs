@@ -74,7 +74,7 @@ pub(super) fn clock_rule(armed: &Armed, rule: &ArmedRule, effect: &ClockEffect) 
 
 /// Ids and generations of a fault's rules.
 pub(super) fn lives(armed: &Armed) -> impl Iterator<Item = (u32, u32)> {
-    armed.rules.iter().map(|rule| (rule.id, rule.generation))
+    armed.each_rule().map(|rule| (rule.id, rule.generation))
 }
 
 /// Removes references from a target's list and closes the gap; whether there were any.

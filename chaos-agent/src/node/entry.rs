@@ -138,11 +138,9 @@ impl Entry {
 
     pub(super) fn armed_now(&mut self, armed: Armed) {
         self.mechanisms = armed
-            .rules
-            .iter()
+            .each_rule()
             .map(|rule| rule.mechanism.into())
             .collect();
-        self.mechanisms.dedup();
         self.state = State::Armed(armed);
     }
 

@@ -11,18 +11,18 @@ use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
-use crate::netns::{Pair, loopback_up};
-use crate::node::nothing_is_pinned;
+use crate::netns::{Namespace, Pair, Uplink, loopback_up};
+use crate::node::{nothing_is_pinned, resident};
 use crate::process::Place;
 use crate::program::{Finished, Program, Running, Scratch};
-use crate::udp::{Echo, Prober, Probing};
+use crate::udp::{self, Echo, Prober, Probing};
 use crate::vm_test;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn document(name: &str, spec: &str) -> String {
+fn document(kind: &str, name: &str, spec: &str) -> String {
     format!(
-        "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata:\n  name: {name}\n\
+        "apiVersion: chaos-mesh.org/v1alpha1\nkind: {kind}\nmetadata:\n  name: {name}\n\
          spec:\n{spec}"
     )
 }
@@ -55,7 +55,11 @@ impl Stage {
     }
 
     fn apply(&self, name: &str, spec: &str) -> Result<Program> {
-        let file = self.files.file(name, &document(name, spec))?;
+        self.apply_of("NetworkChaos", name, spec)
+    }
+
+    fn apply_of(&self, kind: &str, name: &str, spec: &str) -> Result<Program> {
+        let file = self.files.file(name, &document(kind, name, spec))?;
         let (file, cgroup) = (
             file.display().to_string(),
             self.cgroup.path().display().to_string(),
@@ -331,6 +335,72 @@ fn the_commands_work_after_the_daemon_was_killed() -> Result<()> {
     let purged = agent(["recover", "--purge"])?;
     ensure!(purged.status.success(), "{purged}");
     ensure!(faults()?.is_empty(), "nothing is left");
+    nothing_is_pinned()
+}
+
+vm_test!(
+    each_fault_is_listed_once_and_whole_without_a_daemon,
+    limit = 90
+);
+fn each_fault_is_listed_once_and_whole_without_a_daemon() -> Result<()> {
+    const SENT: u64 = 20;
+    let stage = Stage::new()?;
+    // In the host's namespace a fault is on every device that carries routes.
+    let uplinks = [Uplink::new("near0", 31)?, Uplink::new("far0", 32)?];
+    let _resident = resident(&Namespace::host()?, &stage.cgroup)?;
+    let mut daemon = daemon()?;
+    let ends = "  duration: 60s\n";
+    let lossy = format!("  action: loss\n  loss: {{loss: '100'}}\n{ends}");
+    let mut lossy = stage.apply("lossy", &lossy)?.start(Place::host())?;
+    lossy.wait_for("armed by tc_egress", PATIENCE)?;
+    let late = format!("  timeOffset: -1h\n{ends}");
+    let late = stage.apply_of("TimeChaos", "late", &late)?;
+    let mut late = late.start(Place::host())?;
+    late.wait_for("armed by clock_shift", PATIENCE)?;
+    for uplink in &uplinks {
+        let probing = Probing::of(uplink.v4()).per_second(50);
+        let inside = Place::host().in_cgroup(&stage.cgroup);
+        let probes = udp::probe(inside, &probing, SENT / 2)?;
+        ensure!(probes.answered() == 0, "{probes:?}");
+    }
+    daemon.crash()?;
+
+    let mut listed = faults()?;
+    listed.sort_by_key(|fault| fault["name"].to_string());
+    show(format_args!("{}", agent(["faults"])?));
+    let shown = |name: &str, mechanism: &str| {
+        let of = |fault: &&Value| {
+            let mechanisms = fault["mechanisms"].as_array();
+            fault["name"] == name
+                && fault["phase"] == "Injected"
+                && mechanisms.is_some_and(|all| all.len() == 1 && all[0] == mechanism)
+        };
+        listed.iter().filter(of).count() == 1
+    };
+    ensure!(
+        listed.len() == 2 && shown("late", "clock_shift") && shown("lossy", "tc_egress"),
+        "{listed:?}"
+    );
+    ensure!(
+        listed[1]["matched"] == SENT && listed[1]["injected"] == SENT,
+        "{listed:?}"
+    );
+    let mut watch = Program::agent(["maps", "watch"]).start(Place::host())?;
+    for column in ["LOSS", "OFFSET"] {
+        watch.wait_for(column, PATIENCE)?;
+    }
+    drop(watch);
+    // What the journal does not tell of is listed by its rules.
+    let journal = Path::new("/run/faultline/journal.json");
+    let aside = journal.with_extension("aside");
+    std::fs::rename(journal, &aside)?;
+    let unnamed = faults()?;
+    ensure!(
+        unnamed.len() == 2 && unnamed.iter().all(|fault| fault["phase"] == "Injected"),
+        "{unnamed:?}"
+    );
+    std::fs::rename(&aside, journal)?;
+    ensure!(agent(["recover", "--purge"])?.status.success(), "purged");
     nothing_is_pinned()
 }
 

@@ -60,7 +60,32 @@ impl Pinned {
         }
     }
 
-    /// Gives a rule another deadline, CLOCK_MONOTONIC nanoseconds.
+    /// Until when a rule acts, CLOCK_MONOTONIC nanoseconds; `None` when its slot has another life, or
+    /// none.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn deadline_of(
+        &self,
+        kind: TargetKind,
+        id: u32,
+        generation: u32,
+    ) -> Result<Option<u64>, MapError> {
+        let (held, deadline_ns) = match kind {
+            TargetKind::Cgroup | TargetKind::Device => {
+                let rule = self.rule(id)?;
+                (rule.generation, rule.deadline_ns)
+            }
+            TargetKind::Clock => {
+                let rule = self.clock_rule(id)?;
+                (rule.generation, rule.deadline_ns)
+            }
+        };
+        Ok((held == generation).then_some(deadline_ns))
+    }
+
+    /// Gives a rule another deadline, CLOCK_MONOTONIC nanoseconds, unless its slot has another life by
+    /// now.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -68,16 +93,23 @@ impl Pinned {
         &mut self,
         kind: TargetKind,
         id: u32,
+        generation: u32,
         deadline_ns: u64,
     ) -> Result<(), MapError> {
         match kind {
             TargetKind::Cgroup | TargetKind::Device => {
                 let mut rule = self.rule(id)?;
+                if rule.generation != generation {
+                    return Ok(());
+                }
                 rule.deadline_ns = deadline_ns;
                 self.set_rule(id, rule)
             }
             TargetKind::Clock => {
                 let mut rule = self.clock_rule(id)?;
+                if rule.generation != generation {
+                    return Ok(());
+                }
                 rule.deadline_ns = deadline_ns;
                 self.set_clock_rule(id, rule)
             }
