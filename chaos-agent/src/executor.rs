@@ -12,6 +12,7 @@ mod devices;
 mod load;
 mod peers;
 mod rules;
+mod traces;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use self::arm::Prepared;
 pub use self::armed::{ArmError, Armed, ArmedRule, MechanismName, Place};
 pub use self::devices::Drained;
 pub use self::peers::PeerEntries;
+pub use self::traces::Trace;
 
 use self::allocate::Ids;
 use self::arm::open_inside;
@@ -60,6 +62,8 @@ pub struct Executor {
     clock_shift: Option<ClockShift>,
     devices: Devices,
     ids: Ids,
+    /// Faults that have ended, with programs whose vDSO could not be put back yet: one of each cgroup.
+    unrestored: Vec<Armed>,
 }
 
 impl Executor {
@@ -89,6 +93,7 @@ impl Executor {
             clock_shift,
             devices,
             ids,
+            unrestored: Vec::new(),
         }
     }
 
@@ -255,46 +260,6 @@ impl Executor {
     /// Corrects what the kernel takes for waiting, where that is not so.
     pub fn relieve(&mut self) {
         self.devices.relieve(&mut self.maps);
-    }
-
-    /// Whether this fault has left anything in the kernel, its device included.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn traces(&self, armed: &Armed) -> Result<Option<&'static str>, MapError> {
-        for rule in &armed.rules {
-            if self.maps.generation(rule.mechanism.into(), rule.id)? == rule.generation {
-                return Ok(Some("a rule"));
-            }
-            let target = self
-                .maps
-                .target(rule.mechanism.into(), rule.key)?
-                .unwrap_or_default();
-            if target.rules.contains(&RuleRef {
-                id: rule.id,
-                generation: rule.generation,
-            }) {
-                return Ok(Some("an entry of its target"));
-            }
-            if rule.mechanism.way().is_some() && self.devices.is_draining(rule.key) {
-                return Ok(Some("packets on the way"));
-            }
-            if self.clocks_remain(rule)? {
-                return Ok(Some("changed bytes in the vDSO of a program"));
-            }
-        }
-        if armed.peer_set != 0 {
-            let peers = self.maps.peers()?;
-            let nets = self.maps.nets()?;
-            let mut sets = peers
-                .iter()
-                .map(|key| key.set)
-                .chain(nets.iter().map(|(_, key, _)| key.set));
-            if sets.any(|set| set == armed.peer_set) {
-                return Ok(Some("a peer"));
-            }
-        }
-        Ok(None)
     }
 
     /// Writes another deadline into all rules of a fault.

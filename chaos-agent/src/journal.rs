@@ -17,6 +17,9 @@ pub struct Record {
     pub boot_id: String,
     /// Faults that are armed, or about to be.
     pub armed: Vec<Entry>,
+    /// Faults that have ended, with programs whose vDSO has not been put back yet.
+    #[serde(default)]
+    pub unrestored: Vec<Armed>,
     /// Devices that filters are attached to, or about to be.
     pub devices: Vec<Device>,
 }
@@ -74,10 +77,16 @@ impl Journal {
     ///
     /// # Errors
     /// When the directory cannot be written.
-    pub fn write(&self, armed: Vec<Entry>, devices: Vec<Device>) -> io::Result<()> {
+    pub fn write(
+        &self,
+        armed: Vec<Entry>,
+        unrestored: Vec<Armed>,
+        devices: Vec<Device>,
+    ) -> io::Result<()> {
         let record = Record {
             boot_id: self.boot_id.clone(),
             armed,
+            unrestored,
             devices,
         };
         let temporary = self.path.with_extension("json.new");

@@ -21,7 +21,7 @@ use nix::fcntl::Flock;
 pub use self::open::OpenError;
 
 use self::entry::{Entry, Outcome, State};
-use crate::executor::{Armed, Executor, Prepared};
+use crate::executor::{Armed, Executor, Prepared, Trace};
 use crate::journal::{self, Journal};
 use crate::kernel::clock;
 use crate::mechanism::MechanismError;
@@ -237,6 +237,14 @@ impl Node {
                 self.executor.disarm(&armed)?;
             }
         }
+        self.executor.restore_clocks_again();
+        let changed = self.executor.changed_programs();
+        if !changed.is_empty() {
+            tracing::error!(
+                pids = ?changed,
+                "the vDSO of these programs could not be put back: their clocks are right, but slower to read; restart them"
+            );
+        }
         self.executor.settle(&[])?;
         self.executor.detach_all()?;
         let removed = |path: &std::path::Path, result: std::io::Result<()>| match result {
@@ -403,11 +411,13 @@ impl Node {
                     tracing::info!(fault = %id, "recovered, kernel verified clean");
                     false
                 }
-                Ok(Some("packets on the way")) => {
+                Ok(Some(Trace::Packets)) => {
                     now.saturating_sub(*since_ns) < nanos(DRAIN_IN_SIGHT)
                 }
+                // Tried again every so often, see `look.rs`: each try stops the program.
+                Ok(Some(Trace::ClockBytes)) => true,
                 Ok(Some(trace)) => {
-                    tracing::warn!(fault = %id, trace, "not recovered yet: the kernel still holds it");
+                    tracing::warn!(fault = %id, %trace, "not recovered yet: the kernel still holds it");
                     drop(executor.disarm(armed));
                     true
                 }
@@ -445,7 +455,11 @@ impl Node {
             Some(entry(&e.owner, e.until, armed))
         });
         let armed = held.chain(planned).collect();
-        if let Err(error) = self.journal.write(armed, self.executor.devices()) {
+        let unrestored = self.executor.unrestored().to_vec();
+        if let Err(error) = self
+            .journal
+            .write(armed, unrestored, self.executor.devices())
+        {
             // Faults still end at their deadlines; only a successor would have to sweep.
             tracing::error!(%error, run_dir = %self.options.run_dir.display(), "failed to write the journal");
         }
@@ -456,7 +470,7 @@ impl Node {
             .entries
             .values()
             .filter_map(|entry| entry.next_ns(now, halted));
-        let any = !self.entries.is_empty();
+        let any = !self.entries.is_empty() || !self.executor.unrestored().is_empty();
         let look = (any || halted).then(|| self.looked_ns.saturating_add(nanos(LOOK_EVERY)));
         let earliest = of_entries.chain(drained_at).chain(look).min();
         earliest.map_or(Duration::from_secs(60), |at| {

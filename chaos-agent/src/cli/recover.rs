@@ -151,7 +151,7 @@ fn report(context: &Context, outcome: &Outcome, left: &[Observed]) -> anyhow::Re
         text.push_str("; programs and maps are gone");
     }
     for fault in left {
-        let why = if fault.phase == Phase::Recovering {
+        let why = if fault.phase == Phase::Recovering && fault.reason.is_empty() {
             "packets on the way"
         } else {
             &fault.reason

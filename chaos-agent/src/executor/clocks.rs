@@ -27,15 +27,54 @@ impl Executor {
         }
     }
 
-    /// Puts the bytes back, unless another fault is on the same clocks.
+    /// Puts the bytes back, unless another fault is on the same clocks. What cannot be done now is
+    /// tried again by [`Self::restore_clocks_again`].
     pub(super) fn restore_clocks(&mut self, armed: &Armed) -> Result<(), MapError> {
         let finder = &self.finder;
         if let Some((stubs, key)) = stubs(&mut self.clock_shift, armed)
             && self.maps.target(TargetKind::Clock, key)?.is_none()
         {
             stubs.leave(key, &programs(finder, &armed.fault.target));
+            let known = self
+                .unrestored
+                .iter()
+                .any(|other| clock_key(other) == Some(key));
+            if stubs.remain(key) && !known {
+                let pids = stubs.pids(key);
+                tracing::warn!(fault = %armed.fault.id, ?pids, "the vDSO of these programs cannot be put back now; will try again");
+                self.unrestored.push(armed.clone());
+            }
         }
         Ok(())
+    }
+
+    /// Tries again where bytes could not be put back when their fault ended. Whether there are fewer
+    /// such faults now.
+    pub fn restore_clocks_again(&mut self) -> bool {
+        let waiting = std::mem::take(&mut self.unrestored);
+        let before = waiting.len();
+        for armed in waiting {
+            // Where another fault is on the same clocks by now, its end puts the bytes back.
+            if let Err(error) = self.restore_clocks(&armed) {
+                tracing::warn!(fault = %armed.fault.id, %error, "failed to look whether its clocks are to be put back");
+                self.unrestored.push(armed);
+            }
+        }
+        self.unrestored.len() < before
+    }
+
+    /// Faults that have ended, with programs whose vDSO could not be put back yet.
+    pub fn unrestored(&self) -> &[Armed] {
+        &self.unrestored
+    }
+
+    /// Pids of programs whose vDSO is still changed, as far as is known.
+    pub fn changed_programs(&self) -> Vec<u32> {
+        let stubs = self
+            .clock_shift
+            .as_ref()
+            .map(|clock_shift| &clock_shift.stubs);
+        stubs.map_or_else(Vec::new, Stubs::all_pids)
     }
 
     /// Whether bytes that no fault needs any more are still to be put back.
@@ -70,11 +109,15 @@ fn stubs<'a>(
     clock_shift: &'a mut Option<ClockShift>,
     armed: &Armed,
 ) -> Option<(&'a mut Stubs, u64)> {
-    let rule = armed
-        .rules
-        .iter()
-        .find(|rule| rule.mechanism == MechanismName::ClockShift)?;
-    Some((&mut clock_shift.as_mut()?.stubs, rule.key))
+    let key = clock_key(armed)?;
+    Some((&mut clock_shift.as_mut()?.stubs, key))
+}
+
+/// The cgroup whose clocks a fault is about.
+fn clock_key(armed: &Armed) -> Option<u64> {
+    let mut rules = armed.rules.iter();
+    let rule = rules.find(|rule| rule.mechanism == MechanismName::ClockShift)?;
+    Some(rule.key)
 }
 
 /// Pids of the target; none when it is gone.

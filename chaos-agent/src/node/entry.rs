@@ -7,13 +7,16 @@ use chaos_planner::fault::{Effect, Fault};
 use chaos_planner::observed::{Counts, Observed, Phase};
 use chaos_planner::plan::{Until, nanos};
 
-use super::{Owner, renewal_ns};
-use crate::executor::{ArmError, Armed, Executor};
+use super::{DRAIN_IN_SIGHT, LOOK_EVERY, Owner, renewal_ns};
+use crate::executor::{ArmError, Armed, Executor, Trace};
 use crate::mechanism::MechanismError;
 use crate::target::TargetError;
 
 /// Waits between two tries: doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+
+/// How often a recovering fault is looked at, at first.
+const LOOK_SOON: Duration = Duration::from_millis(20);
 
 /// How far a fault is.
 pub(super) enum State {
@@ -191,7 +194,13 @@ impl Entry {
             State::Waiting { reason, .. } if reason.is_empty() => (Phase::Pending, String::new()),
             State::Waiting { reason, .. } => (Phase::Failed, reason.clone()),
             State::Ended(phase, reason) => (*phase, reason.clone()),
-            State::Recovering { .. } => (Phase::Recovering, String::new()),
+            State::Recovering { armed, .. } => {
+                // Programs that somebody else holds may take long; packets do not.
+                let trace = executor.traces(armed).ok().flatten();
+                let trace = trace.filter(|trace| *trace == Trace::ClockBytes);
+                let reason = trace.map_or_else(String::new, |trace| trace.to_string());
+                (Phase::Recovering, reason)
+            }
             State::Armed(armed) => {
                 if let Ok((counts, first_ns)) = executor.counts(armed) {
                     seen.counts += counts;
@@ -201,10 +210,10 @@ impl Entry {
                 expires_in = Duration::from_nanos(armed.deadline_ns.saturating_sub(now));
                 // Read back: the rule is what says whether it is injected.
                 match executor.traces(armed) {
-                    Ok(Some("a rule")) if armed.deadline_ns > now => {
+                    Ok(Some(Trace::Rule)) if armed.deadline_ns > now => {
                         (Phase::Injected, String::new())
                     }
-                    Ok(Some("a rule")) => (Phase::Expired, String::new()),
+                    Ok(Some(Trace::Rule)) => (Phase::Expired, String::new()),
                     Ok(_) => (
                         Phase::Failed,
                         "the kernel does not hold its rules any more".into(),
@@ -267,7 +276,12 @@ impl Entry {
             }
             State::Waiting { .. } if halted => end,
             State::Waiting { retry_ns, .. } => Some(end.map_or(*retry_ns, |at| at.min(*retry_ns))),
-            State::Recovering { .. } => Some(now + nanos(Duration::from_millis(20))),
+            State::Recovering { since_ns, .. } => {
+                // What is still there then waits for somebody else.
+                let soon = now.saturating_sub(*since_ns) < nanos(DRAIN_IN_SIGHT);
+                let wait = if soon { LOOK_SOON } else { LOOK_EVERY };
+                Some(now + nanos(wait))
+            }
             State::Ended(..) => None,
         }
     }

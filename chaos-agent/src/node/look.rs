@@ -17,7 +17,7 @@ impl Node {
         }
         self.looked_ns = now;
         self.executor.relieve();
-        let mut changed = false;
+        let mut changed = self.executor.restore_clocks_again();
         for entry in self.entries.values_mut() {
             let State::Armed(armed) = &mut entry.state else {
                 continue;

@@ -164,7 +164,7 @@ impl Node {
         );
         executor.forget_other_layouts(&options.bpffs)?;
         let mut entries = BTreeMap::new();
-        let mut lost = Vec::new();
+        let mut lost = record.unrestored;
         for journal::Entry {
             owner,
             deadline_ns,

@@ -17,7 +17,8 @@ use nix::unistd::Pid;
 
 use super::arch;
 
-/// How long a thread that waits in the kernel may take to stop: the others stand still meanwhile.
+/// How long threads that wait in the kernel may take to stop, all together: the others stand still
+/// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The same for one that runs: it stops when it is given a CPU, which its cgroup's quota may keep
@@ -55,6 +56,7 @@ impl Stopped {
         let mut stopped = Self {
             threads: BTreeMap::new(),
         };
+        let start = Instant::now();
         // A thread may have made others before it was stopped.
         loop {
             let mut seized = Vec::new();
@@ -67,7 +69,7 @@ impl Stopped {
                 break;
             }
             for thread in seized {
-                if let Some(signal) = wait(process, thread)? {
+                if let Some(signal) = wait(process, thread, start)? {
                     stopped.threads.insert(thread, signal);
                 }
             }
@@ -81,6 +83,7 @@ impl Stopped {
     /// Lets each thread that goes on at a place that `within` is true of run on until it does not,
     /// instruction by instruction. Whether none is there any more.
     pub(super) fn leave(&mut self, process: &Path, within: impl Fn(u64) -> bool) -> bool {
+        let start = Instant::now();
         self.threads.iter_mut().all(|(&thread, signal)| {
             for _ in 0..STEPS {
                 let Ok(registers) = ptrace::getregs(thread) else {
@@ -94,7 +97,7 @@ impl Stopped {
                 if signal.is_some() || ptrace::step(thread, None).is_err() {
                     return false;
                 }
-                match wait(process, thread) {
+                match wait(process, thread, start) {
                     Ok(Some(Some(Signal::SIGTRAP))) => {}
                     Ok(Some(arrived)) => *signal = arrived,
                     Ok(None) => return true,
@@ -123,7 +126,7 @@ fn seize(process: &Path, thread: Pid) -> Result<bool, StopError> {
         // Of a thread that has ended the kernel says EPERM as well.
         Err(_) if matches!(state(process, thread), None | Some('Z' | 'X')) => return Ok(false),
         Err(errno) => {
-            return Err(match tracer(process) {
+            return Err(match tracer(process, thread) {
                 Some(by) => StopError::Traced(by),
                 None => StopError::Kernel(errno),
             });
@@ -137,9 +140,8 @@ fn seize(process: &Path, thread: Pid) -> Result<bool, StopError> {
 }
 
 /// Waits until a thread has stopped: the signal that it was about to get, if that stopped it. `None`
-/// when it has ended.
-fn wait(process: &Path, thread: Pid) -> Result<Option<Option<Signal>>, StopError> {
-    let start = Instant::now();
+/// when it has ended. Patience counts from `start`, when the first was waited for.
+fn wait(process: &Path, thread: Pid, start: Instant) -> Result<Option<Option<Signal>>, StopError> {
     let goes_on = || {
         let waited = start.elapsed();
         waited < PATIENCE || waited < PATIENCE_RUNNING && state(process, thread) == Some('R')
@@ -175,8 +177,10 @@ fn state(process: &Path, thread: Pid) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-fn tracer(process: &Path) -> Option<u32> {
-    let status = fs::read_to_string(process.join("status")).ok()?;
+/// A debugger may have some threads of a program only.
+fn tracer(process: &Path, thread: Pid) -> Option<u32> {
+    let path = process.join("task").join(thread.to_string()).join("status");
+    let status = fs::read_to_string(path).ok()?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("TracerPid:"))?;

@@ -144,6 +144,18 @@ impl Stubs {
             .is_some_and(|held| !held.stubbed.is_empty())
     }
 
+    /// Pids of those who have stubs in this cgroup, as far as is known.
+    pub fn pids(&self, cgroup: u64) -> Vec<u32> {
+        let held = self.held.get(&cgroup);
+        held.map_or_else(Vec::new, |held| held.stubbed.iter().copied().collect())
+    }
+
+    /// The same of all cgroups.
+    pub fn all_pids(&self) -> Vec<u32> {
+        let all = self.held.values();
+        all.flat_map(|held| held.stubbed.iter().copied()).collect()
+    }
+
     /// Why not all programs of this cgroup are as they should be.
     pub fn problem(&self, cgroup: u64) -> Option<&str> {
         let problems = &self.held.get(&cgroup)?.problems;

@@ -1,5 +1,6 @@
 //! Clocks: what programs see of a skewed one, and what they and others see of the true one.
 
+mod held;
 mod reader;
 mod running;
 mod runtimes;

@@ -71,7 +71,7 @@ fn vdso(process: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn is_original<E>(process: &Process<E>) -> Result<bool>
+pub(super) fn is_original<E>(process: &Process<E>) -> Result<bool>
 where
     E: serde::de::DeserializeOwned + Send + 'static,
 {
