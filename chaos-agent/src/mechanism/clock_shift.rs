@@ -19,7 +19,7 @@ use chaos_planner::capabilities::Mechanism;
 use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::Mode;
 
-pub use self::skipped::skipped;
+pub use self::skipped::Dispatchers;
 pub use self::stubs::Stubs;
 use super::{MechanismError, io_error, program, unpin};
 use crate::kernel::btf::{Field, Layout};
@@ -120,6 +120,7 @@ impl ClockShift {
                 &path,
             )?;
         }
+        self.stubs.dispatchers = Dispatchers::of_links(&self.links);
         Ok(())
     }
 

@@ -4,27 +4,49 @@
 //! (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c). They see the right time; all that is known of
 //! them is how many there were.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
-use aya::programs::loaded_programs;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{ProgramFd, loaded_programs};
 
-/// What the names of our programs begin with; the kernel keeps 15 bytes of them.
-const NAME: &[u8] = b"clock_shift_";
+/// The programs that are attached: the kernel counts at them, and not at the bodies that they call.
+#[derive(Default)]
+pub struct Dispatchers(Vec<ProgramFd>);
 
-/// How many on this node, since the programs were loaded; 0 where the kernel does not say (before
-/// Linux 5.12).
-pub fn skipped() -> u64 {
-    let ours = loaded_programs()
-        .flatten()
-        .filter(|program| program.name().starts_with(NAME));
-    ours.filter_map(|program| {
-        let fd = program.fd().ok()?;
-        let info = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-        count(&fs::read_to_string(info).ok()?)
-    })
-    .sum()
+impl Dispatchers {
+    /// Those of the links that are pinned in this directory, a predecessor's too. None where the
+    /// kernel does not let us ask: without CAP_SYS_ADMIN.
+    pub fn of_links(directory: &Path) -> Self {
+        let pins = fs::read_dir(directory).into_iter().flatten().flatten();
+        let ids: BTreeSet<u32> = pins
+            .filter(|pin| pin.file_name().as_encoded_bytes().starts_with(NAME))
+            .filter_map(|pin| {
+                let link = FdLink::from(PinnedLink::from_pin(pin.path()).ok()?);
+                Some(link.info().ok()?.program_id())
+            })
+            .collect();
+        let attached = loaded_programs()
+            .flatten()
+            .filter(|program| ids.contains(&program.id()));
+        Self(attached.filter_map(|program| program.fd().ok()).collect())
+    }
+
+    /// How many calls they were not shown, since they were loaded; 0 where the kernel does not say
+    /// (before Linux 5.12).
+    pub fn skipped(&self) -> u64 {
+        let of_one = |program: &ProgramFd| {
+            let info = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
+            count(&fs::read_to_string(info).ok()?)
+        };
+        self.0.iter().filter_map(of_one).sum()
+    }
 }
+
+/// What the names of our links begin with.
+const NAME: &[u8] = b"clock_shift_";
 
 /// From what the kernel says of a program's descriptor (`bpf_prog_show_fdinfo`, kernel/bpf/syscall.c).
 fn count(fdinfo: &str) -> Option<u64> {

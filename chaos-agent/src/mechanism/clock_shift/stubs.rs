@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::skipped::skipped;
+use super::skipped::Dispatchers;
 use super::vdso::{Content, Done, Vdso, VdsoError};
 use crate::mechanism::MechanismError;
 
@@ -16,9 +16,9 @@ use crate::mechanism::MechanismError;
 const PASSES: u32 = 8;
 
 impl Held {
-    fn begin() -> Self {
+    fn begin(dispatchers: &Dispatchers) -> Self {
         Self {
-            skipped_before: skipped(),
+            skipped_before: dispatchers.skipped(),
             stubbed: BTreeSet::new(),
             problems: BTreeMap::new(),
         }
@@ -29,12 +29,14 @@ impl Held {
 pub struct Stubs {
     proc_root: PathBuf,
     vdso: Vdso,
+    /// What is attached, once it is.
+    pub(super) dispatchers: Dispatchers,
     held: BTreeMap<u64, Held>,
 }
 
 /// Of one cgroup.
 struct Held {
-    /// What [`skipped`] said when its first program was seen to.
+    /// What [`Dispatchers::skipped`] said when its first program was seen to.
     skipped_before: u64,
     /// Pids.
     stubbed: BTreeSet<u32>,
@@ -51,6 +53,7 @@ impl Stubs {
         Ok(Self {
             proc_root,
             vdso: Vdso::of_this_kernel().map_err(MechanismError::Target)?,
+            dispatchers: Dispatchers::default(),
             held: BTreeMap::new(),
         })
     }
@@ -64,7 +67,9 @@ impl Stubs {
         cgroup: u64,
         pids: impl Fn() -> Vec<u32>,
     ) -> Result<(), MechanismError> {
-        self.held.entry(cgroup).or_insert_with(Held::begin);
+        self.held
+            .entry(cgroup)
+            .or_insert_with(|| Held::begin(&self.dispatchers));
         let mut seen = BTreeSet::new();
         for _ in 0..PASSES {
             let new: Vec<u32> = pids().into_iter().filter(|pid| seen.insert(*pid)).collect();
@@ -90,13 +95,19 @@ impl Stubs {
     /// Those who have come since, in other ways than by being started there. Problems are kept for
     /// [`Self::problem`].
     pub fn refresh(&mut self, cgroup: u64, pids: &[u32]) {
-        let held = self.held.entry(cgroup).or_insert_with(Held::begin);
+        let held = self
+            .held
+            .entry(cgroup)
+            .or_insert_with(|| Held::begin(&self.dispatchers));
         held.stubbed.retain(|pid| pids.contains(pid));
         held.problems.clear();
         for &pid in pids {
             if let Err(error) = self.stub(cgroup, pid) {
                 let text = format!("process {pid}{}: {error}", self.name(pid));
-                let held = self.held.entry(cgroup).or_insert_with(Held::begin);
+                let held = self
+                    .held
+                    .entry(cgroup)
+                    .or_insert_with(|| Held::begin(&self.dispatchers));
                 held.problems.insert(pid, text);
             }
         }
@@ -105,7 +116,10 @@ impl Stubs {
     /// Everybody gets the original bytes back: those who had stubs, and these, who may have
     /// inherited some. Whoever cannot be seen to now remains, see [`Self::remain`].
     pub fn leave(&mut self, cgroup: u64, pids: &[u32]) {
-        let mut held = self.held.remove(&cgroup).unwrap_or_else(Held::begin);
+        let mut held = self
+            .held
+            .remove(&cgroup)
+            .unwrap_or_else(|| Held::begin(&self.dispatchers));
         held.problems.clear();
         held.stubbed.extend(pids);
         // A cgroup around this one, or in it, may have rules of its own.
@@ -166,7 +180,9 @@ impl Stubs {
     /// first seen to.
     pub fn skipped(&self, cgroup: u64) -> u64 {
         let before = self.held.get(&cgroup).map(|held| held.skipped_before);
-        before.map_or(0, |before| skipped().saturating_sub(before))
+        before.map_or(0, |before| {
+            self.dispatchers.skipped().saturating_sub(before)
+        })
     }
 
     fn stub(&mut self, cgroup: u64, pid: u32) -> Result<(), VdsoError> {
@@ -175,7 +191,10 @@ impl Stubs {
             return Ok(());
         }
         let process = self.proc_root.join(pid.to_string());
-        let held = self.held.entry(cgroup).or_insert_with(Held::begin);
+        let held = self
+            .held
+            .entry(cgroup)
+            .or_insert_with(|| Held::begin(&self.dispatchers));
         match self.vdso.give(&process, Content::Stubs)? {
             Done::Changed | Done::Nothing => held.stubbed.insert(pid),
             Done::Absent => held.stubbed.remove(&pid),

@@ -6,9 +6,12 @@ mod running;
 mod runtimes;
 mod servers;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use chaos_agent::kernel::maps;
+use chaos_agent::mechanism::clock_shift::Dispatchers;
 use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Fault, Mode};
 
@@ -29,6 +32,12 @@ fn seconds(seconds: i64, clocks: &[u32]) -> ClockEffect {
         offset_ns: seconds * 1_000_000_000,
         clocks: clocks.iter().fold(0, |bits, clock| bits | 1 << clock),
     }
+}
+
+/// The programs that are attached now.
+fn dispatchers() -> Dispatchers {
+    let pins = maps::directory(Path::new("/sys/fs/bpf"));
+    Dispatchers::of_links(&pins.join("links"))
 }
 
 fn ahead(cgroup: &Cgroup) -> Fault {

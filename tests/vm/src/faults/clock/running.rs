@@ -7,13 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_agent::mechanism::clock_shift;
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::observed::Phase;
 use nix::libc;
 
 use super::reader::{Reading, off_by, off_by_but, reader};
-use super::{HOUR, MONOTONIC, REALTIME, ahead};
+use super::{HOUR, MONOTONIC, REALTIME, ahead, dispatchers};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::node::{Host, lasting, nothing_is_pinned};
@@ -99,7 +98,8 @@ fn a_running_program_sees_another_time_and_then_the_right_one_again() -> Result<
     let mut host = Host::open()?;
     std::thread::sleep(Duration::from_millis(500));
     let asked = Stamp::now();
-    let skipped = clock_shift::skipped();
+    let dispatchers = dispatchers();
+    let skipped = dispatchers.skipped();
     host.arm(ahead(&target))?;
     let armed = Stamp::now();
     note(format!("changed in {:?}", armed.since(asked)));
@@ -110,7 +110,7 @@ fn a_running_program_sees_another_time_and_then_the_right_one_again() -> Result<
     );
     std::thread::sleep(Duration::from_secs(1));
     let recovering = Stamp::now();
-    let skipped = clock_shift::skipped() - skipped;
+    let skipped = dispatchers.skipped() - skipped;
     note(format!("{skipped} calls were not shown to the programs"));
     let seen = host.observe("c").context("gone")?;
     ensure!(skipped == 0 || seen.degraded, "{seen:?}");

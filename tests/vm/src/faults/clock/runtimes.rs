@@ -3,10 +3,9 @@
 //! themselves.
 
 use anyhow::{Context, Result, ensure};
-use chaos_agent::mechanism::clock_shift;
 
 use super::reader::library;
-use super::{HOUR, MONOTONIC, REALTIME, seconds};
+use super::{HOUR, MONOTONIC, REALTIME, dispatchers, seconds};
 use crate::cgroup::Cgroup;
 use crate::node::{Host, clock_fault, nothing_is_pinned};
 use crate::process::Place;
@@ -64,7 +63,7 @@ impl Clock {
     /// Whether its clocks are ahead by so many seconds, whenever they are read; but for as many times
     /// as the kernel has kept a call from the programs.
     fn is_ahead(&mut self, wall: i64, monotonic: i64) -> Result<()> {
-        let (mut wrong, skipped) = (Vec::new(), clock_shift::skipped());
+        let (mut wrong, skipped) = (Vec::new(), dispatchers().skipped());
         for _ in 0..READINGS {
             let before = (library(REALTIME), library(MONOTONIC));
             let (shown_wall, shown_monotonic) = self.read()?;
@@ -82,7 +81,7 @@ impl Clock {
                 wrong.push(format!("{wall:.3} s and {monotonic:.3} s"));
             }
         }
-        let skipped = clock_shift::skipped() - skipped;
+        let skipped = dispatchers().skipped() - skipped;
         ensure!(
             wrong.len() as u64 <= skipped.min(READINGS - 1),
             "ahead by {wrong:?} instead of {wall} s and {monotonic} s; {skipped} calls were skipped"
