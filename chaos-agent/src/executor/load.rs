@@ -31,7 +31,10 @@ impl Load {
             Effect::Clock(_) => (&mut self.clock_rules, &mut self.clock_depths),
         };
         *rules = rules.saturating_add(armed.each_rule().count() as u32);
-        depths.insert(armed.place.depth);
+        // On a device targets are found by its slot.
+        if armed.each_rule().any(|rule| rule.mechanism.way().is_none()) {
+            depths.insert(armed.place.depth);
+        }
     }
 }
 
@@ -49,30 +52,26 @@ impl Executor {
                 limit,
             });
         }
-        let depths = load.depths.iter().copied().chain(std::iter::repeat(0));
-        for (index, depth) in (0..MAX_DEPTHS).zip(depths) {
+        for (index, depth) in changes(&self.maps.depths()?, &load.depths) {
             self.maps.set_depth(index, depth)?;
         }
-        let held = self.maps.clock_depths()?;
-        for (index, depth) in (0..).zip(in_place(&held, &load.clock_depths)) {
+        for (index, depth) in changes(&self.maps.clock_depths()?, &load.clock_depths) {
             self.maps.set_clock_depth(index, depth)?;
         }
         Ok(())
     }
 }
 
-/// The depths that are wanted, each where it is held already, new ones in free places; 0 is a free
-/// one.
-fn in_place(held: &[u32], wanted: &BTreeSet<u32>) -> Vec<u32> {
+/// Places to write, so that the depths that are wanted are there: each stays where it is held, new
+/// ones come into free places; 0 makes a place free. One that moved would be missing meanwhile.
+fn changes(held: &[u32], wanted: &BTreeSet<u32>) -> Vec<(u32, u32)> {
     let mut new = wanted.iter().filter(|depth| !held.contains(depth));
-    held.iter()
-        .map(|depth| {
-            if wanted.contains(depth) {
-                *depth
-            } else {
-                new.next().copied().unwrap_or(0)
-            }
-        })
+    (0..)
+        .zip(held)
+        .filter(|(_, held)| !wanted.contains(held))
+        .map(|(index, held)| (index, *held, new.next().copied().unwrap_or(0)))
+        .filter(|(_, held, depth)| held != depth)
+        .map(|(index, _, depth)| (index, depth))
         .collect()
 }
 
@@ -90,7 +89,15 @@ mod tests {
             ([1, 2, 4, 5], &[], [0, 0, 0, 0]),
         ] {
             let wanted = wanted.iter().copied().collect();
-            assert_eq!(in_place(&held, &wanted), expected, "{held:?}");
+            let mut found = held;
+            for (index, depth) in changes(&held, &wanted) {
+                assert_ne!(
+                    found[index as usize], depth,
+                    "written without need: {held:?}"
+                );
+                found[index as usize] = depth;
+            }
+            assert_eq!(found, expected, "{held:?}");
         }
     }
 }

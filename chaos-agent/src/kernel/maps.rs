@@ -339,16 +339,12 @@ impl Pinned {
             .collect()
     }
 
-    /// Depths at which target cgroups sit, without the zeroes.
+    /// Depths at which target cgroups sit, each in its place; 0 is a free one.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn depths(&self) -> Result<Vec<u32>, MapError> {
-        let depths: Result<Vec<_>, _> = self.depths.iter().collect();
-        Ok(depths?
-            .into_iter()
-            .take_while(|&depth| depth != 0)
-            .collect())
+        self.depths.iter().collect()
     }
 
     /// Replaces an element of `DEPTHS`.

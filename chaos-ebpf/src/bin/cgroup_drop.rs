@@ -22,8 +22,9 @@ use chaos_ebpf::{Draw, Outcome, armed, count, done, now_ns};
 #[map]
 static CGROUP_TARGETS: HashMap<u64, Target> = HashMap::pinned(MAX_TARGETS, 0);
 
-/// Depths below the root at which target cgroups sit; 0 ends the list. A packet is looked up at
-/// each of them, so that the sockets of sub-cgroups belong to the target too.
+/// Depths below the root at which target cgroups sit, each once; 0 is a free place. None ever
+/// changes its place, or packets would pass meanwhile. A packet is looked up at each of them, so that
+/// the sockets of sub-cgroups belong to the target too.
 #[map]
 static DEPTHS: Array<u32> = Array::pinned(MAX_DEPTHS, 0);
 
@@ -71,7 +72,7 @@ fn verdict(ctx: &SkBuffContext, direction: Direction) -> i32 {
     for i in 0..MAX_DEPTHS {
         let depth = DEPTHS.get(i).copied().unwrap_or(0);
         if depth == 0 {
-            break;
+            continue;
         }
         let cgroup = ancestor(&ctx.skb, depth);
         // SAFETY: elements are only ever replaced whole; a stale rule is told by its generation.

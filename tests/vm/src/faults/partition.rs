@@ -74,6 +74,40 @@ fn a_child_cgroup_belongs_to_the_target() -> Result<()> {
     Ok(())
 }
 
+vm_test!(
+    a_partition_goes_on_while_others_at_other_depths_come_and_go,
+    limit = 90
+);
+fn a_partition_goes_on_while_others_at_other_depths_come_and_go() -> Result<()> {
+    let pair = Pair::new()?;
+    let outer = Cgroup::new()?;
+    let target = outer.child()?;
+    let below = target.child()?;
+    let other = Cgroup::new()?;
+    let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;
+    let mut host = Host::open()?;
+    host.arm(fault("first", &below, drop_egress()))?;
+    host.arm(fault("p", &target, drop_egress()))?;
+    let place = Place::host().in_namespace(&pair.a).in_cgroup(&target);
+    let prober = Prober::start(place, &Probing::of(Pair::B4).per_second(200))?;
+    let armed = Stamp::now();
+    for _ in 0..20 {
+        // A lower depth, then a place before its own that gets free.
+        host.arm(fault("o", &other, drop_egress()))?;
+        host.recover("o")?;
+    }
+    host.recover("first")?;
+    std::thread::sleep(Duration::from_millis(500));
+    let ending = Stamp::now();
+    let probes = prober.stop()?.between(armed, ending);
+    ensure!(
+        probes.len() > 20 && probes.refused(Errno::EPERM) == probes.len(),
+        "{probes:?}"
+    );
+    host.recover("p")?;
+    Ok(())
+}
+
 vm_test!(a_tcp_connect_out_of_a_partition_times_out, limit = 60);
 fn a_tcp_connect_out_of_a_partition_times_out() -> Result<()> {
     let pair = Pair::new()?;
