@@ -71,7 +71,7 @@ impl From<io::Error> for MechanismError {
 }
 
 impl From<Refused> for MechanismError {
-    fn from(Refused { what, source }: Refused) -> Self {
+    fn from(Refused { what, source, .. }: Refused) -> Self {
         io_error(what)(source)
     }
 }

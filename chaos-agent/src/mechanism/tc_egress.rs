@@ -159,7 +159,8 @@ impl TcEgress {
     }
 
     /// Puts the filter on the device and builds the detour if it `needs` one and there is none.
-    /// Safe to repeat; on failure what this call added is removed. Whether a detour was built.
+    /// Safe to repeat; on failure what this call added is removed, but for clsact, which
+    /// [`Self::remove_clsact`] removes. Whether a detour was built.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -170,10 +171,19 @@ impl TcEgress {
         needs: Needs,
     ) -> Result<bool, MechanismError> {
         let had_detour = device.detour.is_some();
+        let (index, hook) = (device.ifindex, device.way.hook());
+        // Where that cannot be read, it is left to those who detach.
+        let had_filter = netlink.has_filter(index, hook).unwrap_or(true);
         let attached = self.try_attach(netlink, device, needs);
-        if attached.is_err() && !had_detour {
-            // Back to what was there; the first error is the one to tell.
-            drop(remove_detour(netlink, device));
+        if attached.is_err() {
+            // Back to what was there, the filter before what it sends packets to; the first error is the
+            // one to tell.
+            if !had_filter {
+                drop(netlink.delete_filter(index, hook));
+            }
+            if !had_detour {
+                drop(remove_detour(netlink, device));
+            }
         }
         attached
     }
@@ -274,8 +284,14 @@ impl TcEgress {
         }
         let (hook, program) = (self.way.hook(), self.program(on_device)?);
         batch.filter(device.ifindex, hook, program, on_device, device.slot);
-        let done = netlink.run(batch)?;
-        device.clsact_is_ours |= done[clsact];
+        let ran = netlink.run(batch);
+        let done = match &ran {
+            Ok(done) => done,
+            Err(refused) => &refused.done,
+        };
+        // Remembered also where a later request was refused: it stays there, and is ours to remove.
+        device.clsact_is_ours |= done.get(clsact).is_some_and(|done| *done);
+        ran?;
         if needs.checksums && !device.checksums {
             let [going_in, _] = detour_names(device.slot);
             netlink

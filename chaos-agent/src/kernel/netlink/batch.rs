@@ -28,6 +28,8 @@ pub struct Refused {
     pub what: String,
     /// What the kernel answered.
     pub source: io::Error,
+    /// Which requests of the batch were done all the same; empty where that is not known.
+    pub done: Vec<bool>,
 }
 
 impl Batch {
@@ -70,14 +72,17 @@ impl Netlink {
         let answers = self.exchange(messages).map_err(|source| Refused {
             what: "speak to rtnetlink".to_owned(),
             source,
+            done: Vec::new(),
         })?;
-        let outcomes = answers.into_iter().zip(expectations);
-        outcomes
-            .map(|(answer, (what, tolerates))| match answer {
-                Ok(_) => Ok(true),
-                Err(error) if tolerates(&error) => Ok(false),
-                Err(source) => Err(Refused { what, source }),
-            })
-            .collect()
+        let done = answers.iter().map(Result::is_ok).collect();
+        let mut outcomes = answers.into_iter().zip(expectations);
+        let refused = outcomes.find_map(|(answer, (what, tolerates))| {
+            let source = answer.err().filter(|error| !tolerates(error))?;
+            Some((what, source))
+        });
+        match refused {
+            None => Ok(done),
+            Some((what, source)) => Err(Refused { what, source, done }),
+        }
     }
 }
