@@ -231,7 +231,8 @@ impl Vdso {
                     Content::Stubs => Content::Original,
                     Content::Original => Content::Stubs,
                 };
-                for patch in &self.patches[..done] {
+                // The one that failed too: where two pages meet, a part of it may have been written.
+                for patch in &self.patches[..=done] {
                     // What could be written before can be written back.
                     drop(memory.write_all_at(&bytes(patch, other), base + patch.offset));
                 }
