@@ -116,7 +116,9 @@ impl Executor {
                 && target.is_ok_and(|t| t.is_some_and(|t| t.rules.contains(&reference)))
         });
         if held {
-            self.look_at_clocks(armed);
+            if let Ok(found) = self.find(&armed.fault.target) {
+                self.look_at_clocks(armed, &found);
+            }
             self.ids.take(lives(armed), armed.peer_set);
         }
         held

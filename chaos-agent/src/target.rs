@@ -10,6 +10,7 @@ pub use names::is_id;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -149,6 +150,16 @@ impl Finder {
     /// [`TargetError::Gone`] when neither the pod nor any of its containers has a cgroup;
     /// [`TargetError::BadPath`] for what cannot be an id; [`TargetError::NotCgroup2`].
     pub fn find_pod(&self, uid: &str, containers: &[String]) -> Result<Resolved, TargetError> {
+        let (pod_cgroup, containers) = self.search_pod(uid, containers)?;
+        self.resolve(pod_cgroup, containers)
+    }
+
+    /// The cgroup of a pod, and those of the asked containers that it has.
+    fn search_pod(
+        &self,
+        uid: &str,
+        containers: &[String],
+    ) -> Result<(PathBuf, Vec<Container>), TargetError> {
         self.check()?;
         check_id("pod uid", uid)?;
         for id in containers {
@@ -185,7 +196,7 @@ impl Finder {
                 })
             })
             .collect();
-        self.resolve(pod_cgroup, containers)
+        Ok((pod_cgroup, containers))
     }
 
     /// One container of the pod with this uid, alone: its cgroup is what is found.
@@ -193,9 +204,8 @@ impl Finder {
     /// # Errors
     /// [`TargetError::Gone`] also when only the container has no cgroup; else as [`Self::find_pod`].
     pub fn find_pod_container(&self, uid: &str, id: &str) -> Result<Resolved, TargetError> {
-        let pod = self.find_pod(uid, &[id.to_owned()])?;
-        let container = pod
-            .containers
+        let (_, containers) = self.search_pod(uid, &[id.to_owned()])?;
+        let container = containers
             .into_iter()
             .next()
             .ok_or_else(|| TargetError::Gone {
@@ -340,7 +350,7 @@ impl Finder {
         let netns = containers
             .iter()
             .flat_map(|container| container.pids.iter().copied())
-            .chain(processes(&cgroup))
+            .chain(iter::once_with(|| processes(&cgroup)).flatten())
             .find_map(|pid| self.netns_of(pid));
         let (netns, netns_inode) = match netns {
             Some((path, inode)) => (Some(path), inode),

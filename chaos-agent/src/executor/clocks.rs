@@ -7,7 +7,7 @@ use super::{Armed, ArmedRule, Executor, MechanismName};
 use crate::kernel::maps::TargetKind;
 use crate::mechanism::MechanismError;
 use crate::mechanism::clock_shift::{ClockShift, Stubs};
-use crate::target::Finder;
+use crate::target::{Finder, Resolved};
 
 impl Executor {
     /// Takes the clocks out of the vDSO of every program of the target.
@@ -19,11 +19,10 @@ impl Executor {
         Ok(())
     }
 
-    /// The same for those who have come since; what fails is told by [`Self::clock_problem`].
-    pub fn look_at_clocks(&mut self, armed: &Armed) {
-        let finder = &self.finder;
+    /// The same for those who have come since, of a target that was just found; what fails is told by [`Self::clock_problem`].
+    pub fn look_at_clocks(&mut self, armed: &Armed, found: &Resolved) {
         if let Some((stubs, key)) = stubs(&mut self.clock_shift, armed) {
-            stubs.refresh(key, &programs(finder, &armed.fault.target));
+            stubs.refresh(key, &pids(found));
         }
     }
 
@@ -123,8 +122,10 @@ fn clock_key(armed: &Armed) -> Option<u64> {
 /// Pids of the target; none when it is gone.
 fn programs(finder: &Finder, target: &TargetRef) -> Vec<u32> {
     let found = super::find(finder, target);
-    found.map_or_else(
-        |_| Vec::new(),
-        |found| found.containers.into_iter().flat_map(|c| c.pids).collect(),
-    )
+    found.map_or_else(|_| Vec::new(), |found| pids(&found))
+}
+
+fn pids(found: &Resolved) -> Vec<u32> {
+    let containers = found.containers.iter();
+    containers.flat_map(|c| c.pids.iter().copied()).collect()
 }

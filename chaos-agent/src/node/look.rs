@@ -33,10 +33,10 @@ impl Node {
                                 && (found.netns == place.netns
                                     || self.executor.is_there(armed, &found)));
                     if same {
+                        self.executor.look_at_clocks(armed, &found);
                         if found.netns.is_some() {
                             armed.place.netns = found.netns;
                         }
-                        self.executor.look_at_clocks(armed);
                         continue;
                     }
                     Outcome::Moved

@@ -276,8 +276,8 @@ impl Vdso {
     }
 
     fn base(&self, process: &Path) -> Result<Option<u64>, VdsoError> {
-        match find(process) {
-            Ok(range) => Ok(range.map(|range| range.start)),
+        match start(process) {
+            Ok(start) => Ok(start),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Err(VdsoError::Refused(format!(
                     "its memory cannot be looked at: {error}; the agent needs CAP_SYS_PTRACE"
@@ -288,7 +288,32 @@ impl Vdso {
     }
 }
 
-/// Where a program has its vDSO.
+/// Where the vDSO of a program begins: as the kernel told it at its start, which is shorter to read than
+/// all that is mapped, unless it has been moved since.
+fn start(process: &Path) -> io::Result<Option<u64>> {
+    if let Some(told) = told(&fs::read(process.join("auxv"))?) {
+        let mut magic = [0; 4];
+        let memory = File::open(process.join("mem"))?;
+        if memory.read_exact_at(&mut magic, told).is_ok() && magic == *b"\x7fELF" {
+            return Ok(Some(told));
+        }
+    }
+    Ok(find(process)?.map(|range| range.start))
+}
+
+/// The address in an auxiliary vector of a 64-bit program: the kernel's own copy has it also where the
+/// program was not told.
+fn told(vector: &[u8]) -> Option<u64> {
+    // include/uapi/linux/auxvec.h
+    const AT_SYSINFO_EHDR: u64 = 33;
+    let (words, _) = vector.as_chunks::<8>();
+    let (pairs, _) = words.as_chunks::<2>();
+    pairs.iter().find_map(|[key, value]| {
+        (u64::from_ne_bytes(*key) == AT_SYSINFO_EHDR).then_some(u64::from_ne_bytes(*value))
+    })
+}
+
+/// Where a program has its vDSO mapped.
 fn find(process: &Path) -> io::Result<Option<Range<u64>>> {
     let maps = fs::read_to_string(process.join("maps"))?;
     let line = maps.lines().find(|line| line.ends_with("[vdso]"));
@@ -318,6 +343,19 @@ mod tests {
         }
         let own = vdso.content(Path::new("/proc/self"));
         assert_eq!(own.expect("it is ours"), Some(Content::Original));
+    }
+
+    #[test]
+    fn the_kernel_tells_where_the_vdso_is_mapped() {
+        let own = Path::new("/proc/self");
+        let vector = fs::read(own.join("auxv")).expect("our own");
+        let mapped = find(own).expect("our own").map(|range| range.start);
+        assert!(mapped.is_some());
+        assert_eq!(told(&vector), mapped);
+        assert_eq!(start(own).expect("our own"), mapped);
+        for short in [&vector[..0], &vector[..15], &[33, 0, 0, 0, 0, 0, 0, 0]] {
+            assert_eq!(told(short), None);
+        }
     }
 
     #[test]
