@@ -133,9 +133,9 @@ fn flip(ctx: &TcContext, spot: u16) {
     let (byte, bit) = bit_at(spot, bytes);
     let place = (start + byte) as usize;
     if let Ok(value) = ctx.load::<u8>(place) {
-        // One that fails is corrupted no more: there is nobody left to tell.
         // A sum that a network card has made of the packet goes on being that of its bytes.
         let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // Where that fails the packet stays whole: there is nobody left to tell.
         let _ = ctx.skb.store(place, &(value ^ 1 << bit), recompute);
     }
     // A packet that was forwarded may say that its checksum has been verified already.

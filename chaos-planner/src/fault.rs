@@ -122,9 +122,9 @@ pub struct NetworkEffect {
     pub drop: bool,
     /// Lost; the sender is not told.
     pub loss: Option<Chance>,
-    /// Sent twice.
+    /// Duplicated.
     pub duplicate: Option<Chance>,
-    /// Sent with a flipped bit.
+    /// With a flipped bit.
     pub corrupt: Option<Chance>,
     /// Wait on the way.
     pub delay: Option<Delay>,

@@ -31,13 +31,13 @@ const ETH_P_802_EX1: [u8; 2] = [0x88, 0xb5];
 
 /// A rule that loses everything loses the packet, and counts it.
 pub(super) fn is_lost(ebpf: &Ebpf, body: &str, maps: &mut Pinned) -> Result<(), MechanismError> {
-    let verdict = arm(maps).map_err(of_map).and_then(|()| {
+    let verdict = arm(maps).and_then(|()| {
         let classifier: &SchedClassifier = named(ebpf, body)?;
         run(classifier, ETH_P_IP)
     });
     let counted = maps.counters(CANARY_RULE);
-    disarm(maps).map_err(of_map)?;
-    let (verdict, counted) = (verdict?, counted.map_err(of_map)?);
+    disarm(maps)?;
+    let (verdict, counted) = (verdict?, counted.map_err(of_map("COUNTERS"))?);
     if (verdict, counted.matched, counted.injected) == (STOLEN, 1, 1) {
         return Ok(());
     }
@@ -58,9 +58,10 @@ pub(super) fn is_allowed(ebpf: &Ebpf, body: &str) -> Result<(), MechanismError> 
     }
 }
 
-fn arm(maps: &mut Pinned) -> Result<(), MapError> {
+fn arm(maps: &mut Pinned) -> Result<(), MechanismError> {
     let generation = 1;
-    maps.reset_counters(CANARY_RULE)?;
+    let started = maps.reset_counters(CANARY_RULE);
+    started.map_err(of_map("COUNTERS"))?;
     let rule = Rule {
         deadline_ns: clock::now_ns() + nanos(Duration::from_secs(10)),
         generation,
@@ -69,7 +70,7 @@ fn arm(maps: &mut Pinned) -> Result<(), MapError> {
         loss: Chance::of_ppm(1_000_000, 0),
         ..Rule::default()
     };
-    maps.set_rule(CANARY_RULE, rule)?;
+    maps.set_rule(CANARY_RULE, rule).map_err(of_map("RULES"))?;
     let mut target = Target {
         device: LOOPBACK,
         ..Target::default()
@@ -78,13 +79,17 @@ fn arm(maps: &mut Pinned) -> Result<(), MapError> {
         id: CANARY_RULE,
         generation,
     };
-    maps.set_target(TargetKind::Device, SLOT, target)
+    let visible = maps.set_target(TargetKind::Device, SLOT, target);
+    visible.map_err(of_map("DEVICE_TARGETS"))
 }
 
-fn disarm(maps: &mut Pinned) -> Result<(), MapError> {
-    maps.remove_target(TargetKind::Device, SLOT)?;
-    maps.set_rule(CANARY_RULE, Rule::default())?;
-    maps.reset_counters(CANARY_RULE)
+fn disarm(maps: &mut Pinned) -> Result<(), MechanismError> {
+    let hidden = maps.remove_target(TargetKind::Device, SLOT);
+    hidden.map_err(of_map("DEVICE_TARGETS"))?;
+    let freed = maps.set_rule(CANARY_RULE, Rule::default());
+    freed.map_err(of_map("RULES"))?;
+    let reset = maps.reset_counters(CANARY_RULE);
+    reset.map_err(of_map("COUNTERS"))
 }
 
 fn named<'a, P>(ebpf: &'a Ebpf, name: &str) -> Result<&'a P, MechanismError>
@@ -114,9 +119,6 @@ where
         .return_value)
 }
 
-fn of_map(source: MapError) -> MechanismError {
-    MechanismError::Map {
-        map: "RULES",
-        source,
-    }
+fn of_map(map: &'static str) -> impl FnOnce(MapError) -> MechanismError {
+    move |source| MechanismError::Map { map, source }
 }
