@@ -30,6 +30,15 @@ pub enum Unsupported {
     Effect(&'static str),
 }
 
+/// A part of an effect, and what carries it out.
+struct Part {
+    /// As users name it.
+    fault: &'static str,
+    mechanism: Mechanism,
+    /// It takes all that the mechanism can do, and not what it can do everywhere.
+    whole: bool,
+}
+
 /// Mechanisms that together carry the effect out, in the order in which a packet meets them.
 ///
 /// # Errors
@@ -55,11 +64,19 @@ pub fn choose(
         }
         Effect::Clock(clock) => match clock.refusal() {
             Some(why) => return Err(Unsupported::Effect(why)),
-            None => vec![("clock skew", Mechanism::ClockShift)],
+            None => vec![Part {
+                fault: "clock skew",
+                mechanism: Mechanism::ClockShift,
+                whole: false,
+            }],
         },
     };
-    for &(fault, mechanism) in &wanted {
-        let whole = !matches!(fault, "partition" | "loss" | "clock skew");
+    for &Part {
+        fault,
+        mechanism,
+        whole,
+    } in &wanted
+    {
         if let Some(reason) = capabilities.lacks(mechanism, whole) {
             return Err(Unsupported::Lacks {
                 fault,
@@ -68,15 +85,13 @@ pub fn choose(
             });
         }
     }
-    let mut mechanisms: Vec<_> = wanted.into_iter().map(|(_, mechanism)| mechanism).collect();
+    let mut mechanisms: Vec<_> = wanted.into_iter().map(|part| part.mechanism).collect();
     mechanisms.sort_unstable();
     mechanisms.dedup();
     Ok(mechanisms)
 }
 
-fn network_mechanisms(
-    effect: &NetworkEffect,
-) -> Result<Vec<(&'static str, Mechanism)>, Unsupported> {
+fn network_mechanisms(effect: &NetworkEffect) -> Result<Vec<Part>, Unsupported> {
     let shapes = effect.shapes();
     let refuse = |why| Err(Unsupported::Effect(why));
     if !effect.egress && !effect.ingress {
@@ -104,24 +119,33 @@ fn network_mechanisms(
     }
     let mut wanted = Vec::new();
     if effect.drop {
-        wanted.push(("partition", Mechanism::CgroupDrop));
+        wanted.push(Part {
+            fault: "partition",
+            mechanism: Mechanism::CgroupDrop,
+            whole: false,
+        });
     }
+    // Loss alone needs no detour.
     let on_a_device = [
-        ("loss", effect.loss.is_some()),
-        ("duplicate", effect.duplicate.is_some()),
-        ("corrupt", effect.corrupt.is_some()),
-        ("delay", effect.delay.is_some()),
-        ("rate", effect.rate.is_some()),
-        ("bandwidth", effect.bandwidth.is_some()),
+        ("loss", effect.loss.is_some(), false),
+        ("duplicate", effect.duplicate.is_some(), true),
+        ("corrupt", effect.corrupt.is_some(), true),
+        ("delay", effect.delay.is_some(), true),
+        ("rate", effect.rate.is_some(), true),
+        ("bandwidth", effect.bandwidth.is_some(), true),
     ];
-    let asked = on_a_device.into_iter().filter(|(_, asked)| *asked);
+    let asked = on_a_device.into_iter().filter(|(_, asked, _)| *asked);
     let ways = [
         (effect.egress, Mechanism::TcEgress),
         (effect.ingress, Mechanism::TcIngress),
     ];
-    for (fault, _) in asked {
+    for (fault, _, whole) in asked {
         let asked = ways.into_iter().filter(|(asked, _)| *asked);
-        wanted.extend(asked.map(|(_, mechanism)| (fault, mechanism)));
+        wanted.extend(asked.map(|(_, mechanism)| Part {
+            fault,
+            mechanism,
+            whole,
+        }));
     }
     Ok(wanted)
 }

@@ -289,25 +289,23 @@ impl Entry {
 
 /// Why a fault that is armed does not do all that was asked for.
 fn flaw(armed: &Armed, executor: &Executor, counts: &Counts) -> Option<String> {
-    let clock = matches!(armed.fault.effect, Effect::Clock(_));
-    let problem = if clock {
-        executor.clock_problem(armed)
-    } else {
-        None
-    };
-    match (clock, problem) {
-        (true, Some(problem)) => Some(problem),
-        (true, None) if counts.failed > 0 => Some(format!(
-            "the right time was told {} times: to a 32-bit program, or by the system call time(2), \
-             whose result cannot be changed on this kernel",
-            counts.failed
-        )),
-        (false, _) if counts.over_budget > 0 => Some(format!(
-            "{} packets were dropped because too many waited on the device already; raise the \
-             agent's --delay-budget, or act on fewer packets",
-            counts.over_budget
-        )),
-        _ => None,
+    match armed.fault.effect {
+        Effect::Clock(_) => executor.clock_problem(armed).or_else(|| {
+            (counts.failed > 0).then(|| {
+                format!(
+                    "the right time was told {} times: to a 32-bit program, or by the system call \
+                     time(2), whose result cannot be changed on this kernel",
+                    counts.failed
+                )
+            })
+        }),
+        Effect::Network(_) => (counts.over_budget > 0).then(|| {
+            format!(
+                "{} packets were dropped because too many waited on the device already; raise the \
+                 agent's --delay-budget, or act on fewer packets",
+                counts.over_budget
+            )
+        }),
     }
 }
 

@@ -126,10 +126,7 @@ impl Node {
             });
             match tried {
                 Ok((mechanism, without)) => {
-                    mechanisms.push(Capability {
-                        only_loss: without.is_some(),
-                        ..capability(name, None, without.as_ref())
-                    });
+                    mechanisms.push(capability(name, None, without.as_ref()));
                     working.push(mechanism);
                 }
                 Err(error) => mechanisms.push(capability(name, Some(&error), None)),
@@ -234,7 +231,7 @@ fn lock(options: &Options) -> Result<Flock<File>, OpenError> {
     })
 }
 
-/// `limit` is why it cannot do everything.
+/// `limit` is why it can do loss alone.
 fn capability(
     mechanism: Mechanism,
     error: Option<&MechanismError>,
@@ -249,7 +246,7 @@ fn capability(
     Capability {
         mechanism,
         supported: error.is_none(),
-        only_loss: false,
+        only_loss: limit.is_some(),
         reason,
     }
 }
