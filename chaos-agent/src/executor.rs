@@ -21,11 +21,12 @@ use aya::maps::MapError;
 use chaos_abi::control;
 use chaos_abi::counters::Counters;
 use chaos_abi::network::{RuleRef, Target};
+use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 use chaos_planner::observed::Counts;
 
 pub use self::arm::Prepared;
-pub use self::armed::{ArmError, Armed, ArmedRule, MechanismName, Place};
+pub use self::armed::{ArmError, Armed, ArmedRule, Place};
 pub use self::devices::Drained;
 pub use self::peers::PeerEntries;
 pub use self::traces::Trace;
@@ -40,6 +41,7 @@ use crate::kernel::netns;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
+use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::{Device, TcEgress};
 use crate::target::{Finder, Resolved, TargetError};
 
@@ -190,7 +192,7 @@ impl Executor {
             let clock = kind == TargetKind::Clock;
             for id in ids {
                 let known = rules.iter().any(|rule| {
-                    rule.id == id && (rule.mechanism == MechanismName::ClockShift) == clock
+                    rule.id == id && (rule.mechanism == Mechanism::ClockShift) == clock
                 });
                 if !known {
                     swept += 1;
@@ -328,7 +330,7 @@ impl Executor {
         let mut devices = armed
             .rules
             .iter()
-            .filter(|rule| rule.mechanism.way().is_some())
+            .filter(|rule| Way::of(rule.mechanism).is_some())
             .peekable();
         if devices.peek().is_none() {
             return true;
@@ -369,7 +371,7 @@ impl Executor {
             .maps
             .target(rule.mechanism.into(), rule.key)?
             .unwrap_or_default();
-        if rule.mechanism.way().is_some() {
+        if Way::of(rule.mechanism).is_some() {
             self.devices.describe(rule.key, &mut target);
         }
         Ok(target)

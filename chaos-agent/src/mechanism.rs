@@ -6,6 +6,7 @@ mod canary;
 pub mod cgroup_drop;
 pub mod clock_shift;
 pub mod links;
+pub mod tc;
 pub mod tc_egress;
 pub mod tc_ingress;
 

@@ -1,10 +1,10 @@
 //! What a node can do, as data.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Hook and effect that carry a fault out. The same stem names the kernel program, the agent's
 /// module and the label of metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mechanism {
     /// `cgroup_skb` on the root cgroup, keyed by cgroup id: the sender gets EPERM.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chaos_abi::counters::Counters;
-use chaos_planner::capabilities::Mechanism;
 use chaos_planner::observed::{Observed, Phase};
 
 use crate::executor::counts;
@@ -86,10 +85,7 @@ fn of_entry(
     let Some(deadline) = deadline else {
         return Ok(None);
     };
-    let mechanisms = armed
-        .each_rule()
-        .map(|rule| Mechanism::from(rule.mechanism))
-        .collect();
+    let mechanisms = armed.each_rule().map(|rule| rule.mechanism).collect();
     Ok(Some(Observed {
         id: armed.fault.id.clone(),
         kind: armed.fault.kind.clone(),

@@ -11,13 +11,11 @@ use chaos_planner::choose::{NOT_RECEIVED, choose};
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 
 use super::rules::{cgroup_device, clock_rule, kernel_rule};
-use super::{
-    ArmError, Armed, ArmedRule, Executor, Load, MechanismName, PeerEntries, Place, entries,
-};
+use super::{ArmError, Armed, ArmedRule, Executor, Load, PeerEntries, Place, entries};
 use crate::kernel::clock;
 use crate::kernel::netlink::{Link, Netlink};
 use crate::mechanism::links;
-use crate::mechanism::tc_ingress::Way;
+use crate::mechanism::tc::Way;
 use crate::mechanism::{MechanismError, io_error};
 use crate::target::Resolved;
 
@@ -63,11 +61,7 @@ impl Executor {
         );
         // A partition of every device needs to know none.
         let looks_inside = network
-            && (pod
-                || device.is_some()
-                || mechanisms
-                    .iter()
-                    .any(|m| MechanismName::from(*m).way().is_some()));
+            && (pod || device.is_some() || mechanisms.iter().any(|m| Way::of(*m).is_some()));
         let mut inside = if looks_inside {
             open_inside(&found)?
         } else {
@@ -75,8 +69,7 @@ impl Executor {
         };
         let mut rules = Vec::new();
         for mechanism in mechanisms {
-            let mechanism = MechanismName::from(mechanism);
-            let places = match mechanism.way() {
+            let places = match Way::of(mechanism) {
                 None => vec![(
                     found.pod_cgroup_id,
                     cgroup_device(inside.as_mut(), device, pod)?,
@@ -173,7 +166,8 @@ impl Executor {
         load: &Load,
     ) -> Result<(), ArmError> {
         for rule in &armed.rules {
-            if let (Some(_), Effect::Network(effect)) = (rule.mechanism.way(), &armed.fault.effect)
+            if let (Some(_), Effect::Network(effect)) =
+                (Way::of(rule.mechanism), &armed.fault.effect)
             {
                 let netlink = inside
                     .as_mut()

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::maps::TargetKind;
 use crate::mechanism::MechanismError;
-use crate::mechanism::tc_ingress::Way;
 use crate::target::TargetError;
 
 /// A fault that the kernel holds, with all that is needed to remove it.
@@ -57,8 +56,8 @@ pub struct Place {
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArmedRule {
-    /// Stem of its mechanism.
-    pub mechanism: MechanismName,
+    /// What carries it out; its stem in the journal.
+    pub mechanism: Mechanism,
     /// Key of its target.
     pub key: u64,
     /// Index into `RULES`.
@@ -69,59 +68,12 @@ pub struct ArmedRule {
     pub ifindex: u32,
 }
 
-/// [`Mechanism`] as the journal writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MechanismName {
-    /// [`Mechanism::CgroupDrop`]
-    CgroupDrop,
-    /// [`Mechanism::TcEgress`]
-    TcEgress,
-    /// [`Mechanism::TcIngress`]
-    TcIngress,
-    /// [`Mechanism::ClockShift`]
-    ClockShift,
-}
-
-impl MechanismName {
-    /// Which way it treats packets of a device; `None` if it needs none.
-    pub const fn way(self) -> Option<Way> {
-        match self {
-            Self::CgroupDrop | Self::ClockShift => None,
-            Self::TcEgress => Some(Way::Egress),
-            Self::TcIngress => Some(Way::Ingress),
-        }
-    }
-}
-
-impl From<MechanismName> for Mechanism {
-    fn from(name: MechanismName) -> Self {
-        match name {
-            MechanismName::CgroupDrop => Self::CgroupDrop,
-            MechanismName::TcEgress => Self::TcEgress,
-            MechanismName::ClockShift => Self::ClockShift,
-            MechanismName::TcIngress => Self::TcIngress,
-        }
-    }
-}
-
-impl From<Mechanism> for MechanismName {
+impl From<Mechanism> for TargetKind {
     fn from(mechanism: Mechanism) -> Self {
         match mechanism {
-            Mechanism::CgroupDrop => Self::CgroupDrop,
-            Mechanism::TcEgress => Self::TcEgress,
-            Mechanism::ClockShift => Self::ClockShift,
-            Mechanism::TcIngress => Self::TcIngress,
-        }
-    }
-}
-
-impl From<MechanismName> for TargetKind {
-    fn from(name: MechanismName) -> Self {
-        match name {
-            MechanismName::CgroupDrop => Self::Cgroup,
-            MechanismName::TcEgress | MechanismName::TcIngress => Self::Device,
-            MechanismName::ClockShift => Self::Clock,
+            Mechanism::CgroupDrop => Self::Cgroup,
+            Mechanism::TcEgress | Mechanism::TcIngress => Self::Device,
+            Mechanism::ClockShift => Self::Clock,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What a fault on clocks changes beside maps: the vDSO of the target's programs.
 
 use aya::maps::MapError;
+use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::TargetRef;
 
-use super::{Armed, ArmedRule, Executor, MechanismName};
+use super::{Armed, ArmedRule, Executor};
 use crate::kernel::maps::TargetKind;
 use crate::mechanism::MechanismError;
 use crate::mechanism::clock_shift::{ClockShift, Stubs};
@@ -78,7 +79,7 @@ impl Executor {
 
     /// Whether bytes that no fault needs any more are still to be put back.
     pub(super) fn clocks_remain(&self, rule: &ArmedRule) -> Result<bool, MapError> {
-        let remain = rule.mechanism == MechanismName::ClockShift
+        let remain = rule.mechanism == Mechanism::ClockShift
             && self
                 .clock_shift
                 .as_ref()
@@ -115,7 +116,7 @@ fn stubs<'a>(
 /// The cgroup whose clocks a fault is about.
 fn clock_key(armed: &Armed) -> Option<u64> {
     let mut rules = armed.rules.iter();
-    let rule = rules.find(|rule| rule.mechanism == MechanismName::ClockShift)?;
+    let rule = rules.find(|rule| rule.mechanism == Mechanism::ClockShift)?;
     Some(rule.key)
 }
 

@@ -17,8 +17,8 @@ use crate::kernel::maps::{Pinned, TargetKind};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::objects::LoadError;
 use crate::kernel::{clock, netns};
+use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::{Device, Needs, TcEgress};
-use crate::mechanism::tc_ingress::Way;
 use crate::mechanism::{MechanismError, io_error};
 
 /// How often the detour of a device is looked at until its packets have arrived: twice empty in a
@@ -210,7 +210,7 @@ impl Devices {
             let slot = u64::from(a.device.slot);
             let rules = all.iter().flat_map(|armed| &armed.rules);
             let armed = rules
-                .filter(|rule| rule.mechanism.way().is_some())
+                .filter(|rule| Way::of(rule.mechanism).is_some())
                 .any(|rule| rule.key == slot);
             a.used = match a.used {
                 _ if armed => Use::Armed,

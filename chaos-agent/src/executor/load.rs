@@ -8,6 +8,7 @@ use chaos_abi::network::MAX_DEPTHS;
 use chaos_planner::fault::Effect;
 
 use super::{ArmError, Armed, Executor};
+use crate::mechanism::tc::Way;
 
 /// What all faults together mean for the words that every program reads.
 #[derive(Default)]
@@ -32,7 +33,10 @@ impl Load {
         };
         *rules = rules.saturating_add(armed.each_rule().count() as u32);
         // On a device targets are found by its slot.
-        if armed.each_rule().any(|rule| rule.mechanism.way().is_none()) {
+        if armed
+            .each_rule()
+            .any(|rule| Way::of(rule.mechanism).is_none())
+        {
             depths.insert(armed.place.depth);
         }
     }

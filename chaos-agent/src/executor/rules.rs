@@ -4,10 +4,11 @@
 use chaos_abi::clock::ClockRule;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, threshold_ppm};
+use chaos_planner::capabilities::Mechanism;
 use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Mode, NetworkEffect, TargetRef};
 
-use super::{Armed, ArmedRule, MechanismName};
+use super::{Armed, ArmedRule};
 use crate::kernel::netlink::Netlink;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
@@ -24,11 +25,11 @@ pub(super) fn kernel_rule(
     root_netns: u64,
 ) -> Rule {
     let mut made = match rule.mechanism {
-        MechanismName::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
+        Mechanism::CgroupDrop => CgroupDrop::rule(effect, rule.ifindex),
         // Never one of a network effect: `choose` says so.
-        MechanismName::ClockShift => Rule::default(),
-        MechanismName::TcIngress => tc_ingress::rule(effect),
-        MechanismName::TcEgress => {
+        Mechanism::ClockShift => Rule::default(),
+        Mechanism::TcIngress => tc_ingress::rule(effect),
+        Mechanism::TcEgress => {
             let mut made = TcEgress::rule(effect);
             // A pod owns its network namespace; any other target may share it.
             let shared = !matches!(armed.fault.target, TargetRef::Pod { .. })

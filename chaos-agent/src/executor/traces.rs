@@ -6,6 +6,7 @@ use aya::maps::MapError;
 use chaos_abi::network::RuleRef;
 
 use super::{Armed, Executor};
+use crate::mechanism::tc::Way;
 
 /// What a fault has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Executor {
             }) {
                 return Ok(Some(Trace::Target));
             }
-            if rule.mechanism.way().is_some() && self.devices.is_draining(rule.key) {
+            if Way::of(rule.mechanism).is_some() && self.devices.is_draining(rule.key) {
                 return Ok(Some(Trace::Packets));
             }
             if self.clocks_remain(rule)? {

@@ -20,7 +20,7 @@ use chaos_planner::plan::nanos;
 use serde::{Deserialize, Serialize};
 
 use super::links::detour_names;
-use super::tc_ingress::Way;
+use super::tc::Way;
 use super::{MechanismError, canary, io_error, program};
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};

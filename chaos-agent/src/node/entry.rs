@@ -140,10 +140,7 @@ impl Entry {
     }
 
     pub(super) fn armed_now(&mut self, armed: Armed) {
-        self.mechanisms = armed
-            .each_rule()
-            .map(|rule| rule.mechanism.into())
-            .collect();
+        self.mechanisms = armed.each_rule().map(|rule| rule.mechanism).collect();
         self.state = State::Armed(armed);
     }
 

@@ -23,8 +23,8 @@ use crate::kernel::objects::{self, Loader};
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
+use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::TcEgress;
-use crate::mechanism::tc_ingress::Way;
 use crate::target::{Finder, TargetError};
 
 /// Failed to take the node over.
@@ -169,8 +169,7 @@ impl Node {
             armed,
         } in record.armed
         {
-            let acts =
-                |rule: &ArmedRule| capabilities.lacks(rule.mechanism.into(), false).is_none();
+            let acts = |rule: &ArmedRule| capabilities.lacks(rule.mechanism, false).is_none();
             if armed.rules.iter().all(acts) && executor.adopt(&armed) {
                 let until = deadline_ns
                     .map(Until::Deadline)
