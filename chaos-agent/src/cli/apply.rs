@@ -145,7 +145,9 @@ async fn watch(
             .min()
         else {
             let gone = seen.iter().any(|fault| fault.phase == Phase::TargetGone);
-            let why = match (gone, seen.is_empty()) {
+            // One that nobody wants any more may still be on its way out.
+            let off = seen.iter().all(|fault| fault.phase == Phase::Recovering);
+            let why = match (gone, off) {
                 (true, _) => "the target is gone",
                 (false, true) => "taken off by `chaos-agent recover`",
                 (false, false) => "ended at its deadline",
