@@ -13,9 +13,10 @@ pub mod tc_ingress;
 use std::io;
 use std::path::Path;
 
+use aya::Ebpf;
 use aya::maps::MapError;
-use aya::programs::ProgramError;
-use aya::programs::links::PinnedLink;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{Program, ProgramError};
 
 use crate::kernel::generation::GenerationError;
 use crate::kernel::netlink::Refused;
@@ -86,6 +87,37 @@ pub(crate) fn program(what: &'static str) -> impl FnOnce(ProgramError) -> Mechan
     move |source| MechanismError::Program {
         what,
         source: Box::new(source),
+    }
+}
+
+/// A program of an object, by name and kind.
+pub(crate) fn find<'a, P>(ebpf: &'a Ebpf, name: &str) -> Result<&'a P, MechanismError>
+where
+    &'a P: TryFrom<&'a Program>,
+{
+    let found = ebpf.program(name);
+    let found = found.and_then(|program| program.try_into().ok());
+    found.ok_or(LoadError::Absent.into())
+}
+
+/// The same to load or attach it.
+pub(crate) fn find_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, MechanismError>
+where
+    &'a mut P: TryFrom<&'a mut Program>,
+{
+    let found = ebpf.program_mut(name);
+    let found = found.and_then(|program| program.try_into().ok());
+    found.ok_or(LoadError::Absent.into())
+}
+
+/// Pins what is attached, so that it outlives this process.
+pub(crate) fn pin(link: FdLink, path: &Path) -> Result<(), MechanismError> {
+    match link.pin(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(MechanismError::Io {
+            what: format!("pin the link {}", path.display()),
+            source: io::Error::other(error),
+        }),
     }
 }
 

@@ -8,6 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use aya::{Btf, Endianness};
+
 /// Where a kernel gives out its BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -57,18 +59,42 @@ impl Layout {
         })
     }
 
-    /// Offset in bytes of a field that is directly in the structure; `None` if there is no such.
-    pub fn offset(&self, (structure, field): Field) -> Option<u32> {
+    /// The same for aya, which finds the types of functions in it.
+    ///
+    /// # Errors
+    /// When it is in a form that aya does not know.
+    pub fn types(&self) -> io::Result<Btf> {
+        Btf::parse(&self.bytes, Endianness::default()).map_err(io::Error::other)
+    }
+
+    /// Offsets in bytes of fields that are directly in their structures; `None` where there is no such.
+    /// In one pass: a kernel has a hundred thousand types.
+    pub fn offsets(&self, fields: &[Field]) -> Vec<Option<u32>> {
+        let mut found = vec![None; fields.len()];
+        // The first structure of a name is the one that is meant.
+        let mut seen = vec![false; fields.len()];
         let mut at = self.types.start;
-        while at < self.types.end {
-            let info = word(&self.bytes, at + 4)?;
+        while at < self.types.end && seen.contains(&false) {
+            let Some(info) = word(&self.bytes, at + 4) else {
+                break;
+            };
             let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            if kind == STRUCT && self.name(at)? == structure.as_bytes() {
-                return self.member(at + 12, count, info >> 31 != 0, field);
+            if kind == STRUCT {
+                let name = self.name(at);
+                let places = found.iter_mut().zip(&mut seen).zip(fields);
+                for ((found, seen), (structure, field)) in places {
+                    if !*seen && name == Some(structure.as_bytes()) {
+                        *seen = true;
+                        *found = self.member(at + 12, count, info >> 31 != 0, field);
+                    }
+                }
             }
-            at += 12 + trailing(kind, count)?;
+            let Some(trailing) = trailing(kind, count) else {
+                break;
+            };
+            at += 12 + trailing;
         }
-        None
+        found
     }
 
     fn member(&self, first: usize, count: usize, bit_fields: bool, field: &str) -> Option<u32> {
@@ -163,8 +189,16 @@ mod tests {
             (("b", "x"), None),
             (("c", "x"), None),
         ] {
-            assert_eq!(layout.offset(field), expected, "{field:?}");
+            assert_eq!(layout.offsets(&[field]), [expected], "{field:?}");
         }
+    }
+
+    #[test]
+    fn one_pass_finds_the_fields_of_several_structures() {
+        let layout = Layout::parse(sample()).expect("well-formed");
+        let fields = [("b", "y"), ("c", "x"), ("a", "y"), ("a", "x")];
+        let expected = [Some(2), None, Some(4), Some(0)];
+        assert_eq!(layout.offsets(&fields), expected);
     }
 
     #[test]
@@ -180,6 +214,6 @@ mod tests {
         // The kind of the first type.
         unknown[24 + 7] = 31;
         let layout = Layout::parse(unknown).expect("the header is sound");
-        assert_eq!(layout.offset(("a", "x")), None);
+        assert_eq!(layout.offsets(&[("a", "x")]), [None]);
     }
 }

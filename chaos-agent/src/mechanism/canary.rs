@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::MapError;
-use aya::programs::{CgroupSkb, Program, ProgramError, SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{CgroupSkb, SchedClassifier, TestRun, TestRunOptions};
 use chaos_abi::CANARY_RULE;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, Chance};
 use chaos_planner::plan::nanos;
 
-use super::{MechanismError, program};
+use super::{MechanismError, find, program};
 use crate::kernel::clock;
 use crate::kernel::maps::{Pinned, TargetKind};
-use crate::kernel::objects::LoadError;
 
 /// No device has it: a filter without classid, as in a test run.
 const SLOT: u64 = 0;
@@ -32,7 +31,7 @@ const ETH_P_802_EX1: [u8; 2] = [0x88, 0xb5];
 /// A rule that loses everything loses the packet, and counts it.
 pub(super) fn is_lost(ebpf: &Ebpf, body: &str, maps: &mut Pinned) -> Result<(), MechanismError> {
     let verdict = arm(maps).and_then(|()| {
-        let classifier: &SchedClassifier = named(ebpf, body)?;
+        let classifier: &SchedClassifier = find(ebpf, body)?;
         run(classifier, ETH_P_IP)
     });
     let counted = maps.counters(CANARY_RULE);
@@ -49,7 +48,7 @@ pub(super) fn is_lost(ebpf: &Ebpf, body: &str, maps: &mut Pinned) -> Result<(), 
 
 /// A packet of no protocol that faults know passes.
 pub(super) fn is_allowed(ebpf: &Ebpf, body: &str) -> Result<(), MechanismError> {
-    let skb: &CgroupSkb = named(ebpf, body)?;
+    let skb: &CgroupSkb = find(ebpf, body)?;
     match run(skb, ETH_P_802_EX1)? {
         1 => Ok(()),
         verdict => Err(MechanismError::Target(format!(
@@ -90,14 +89,6 @@ fn disarm(maps: &mut Pinned) -> Result<(), MechanismError> {
     freed.map_err(of_map("RULES"))?;
     let reset = maps.reset_counters(CANARY_RULE);
     reset.map_err(of_map("COUNTERS"))
-}
-
-fn named<'a, P>(ebpf: &'a Ebpf, name: &str) -> Result<&'a P, MechanismError>
-where
-    &'a P: TryFrom<&'a Program, Error = ProgramError>,
-{
-    let found = ebpf.program(name).ok_or(LoadError::Absent)?;
-    found.try_into().map_err(program("use a program"))
 }
 
 /// Its verdict on a packet that is otherwise empty.

@@ -3,7 +3,6 @@
 //! until its deadline; a successor puts its bodies behind the same links.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -15,8 +14,8 @@ use chaos_abi::network::flag;
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::NetworkEffect;
 
-use super::{MechanismError, canary, io_error, program, unpin};
-use crate::kernel::objects::{LoadError, Loader};
+use super::{MechanismError, canary, find_mut, io_error, pin, program, unpin};
+use crate::kernel::objects::Loader;
 
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
     ("cgroup_drop_egress", CgroupSkbAttachType::Egress),
@@ -85,15 +84,11 @@ impl CgroupDrop {
         let links = &self.links;
         fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
         for (name, hook) in PROGRAMS {
-            let pin = links.join(name);
-            if pin.exists() {
+            let path = links.join(name);
+            if path.exists() {
                 continue;
             }
-            let skb: &mut CgroupSkb = self
-                .ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or(LoadError::Absent)?;
+            let skb: &mut CgroupSkb = find_mut(&mut self.ebpf, name)?;
             let id = skb
                 .attach(&root, hook, CgroupAttachMode::Single)
                 .map_err(program("attach cgroup_drop to the root cgroup"))?;
@@ -103,10 +98,7 @@ impl CgroupDrop {
             let link = FdLink::try_from(link).map_err(|_| {
                 MechanismError::Target("cgroup links need Linux 5.7 or newer".to_owned())
             })?;
-            link.pin(&pin).map_err(|error| MechanismError::Io {
-                what: format!("pin the link {}", pin.display()),
-                source: io::Error::other(error),
-            })?;
+            pin(link, &path)?;
         }
         Ok(())
     }

@@ -11,9 +11,9 @@ mod vdso;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, FExit, Program};
-use aya::{Btf, Ebpf};
 use chaos_abi::clock::{ClockRule, flag};
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::clock::ClockEffect;
@@ -21,8 +21,9 @@ use chaos_planner::fault::Mode;
 
 pub use self::skipped::Dispatchers;
 pub use self::stubs::Stubs;
-use super::{MechanismError, io_error, program, unpin};
+use super::{MechanismError, find_mut, io_error, pin, program, unpin};
 use crate::kernel::btf::{Field, Layout};
+use crate::kernel::lockdown;
 use crate::kernel::objects::{LoadError, Loader};
 
 const EXEC: &str = "clock_shift_exec";
@@ -48,34 +49,36 @@ impl ClockShift {
     /// [`MechanismError`], in words for `doctor`. The maps are there all the same.
     pub fn load(loader: Loader<'_>, pins: &Path, proc_root: &Path) -> Result<Self, MechanismError> {
         let layout = Layout::of_this_kernel();
-        let fields = arch::ARGUMENTS.into_iter().chain(BPRM);
-        let globals: Vec<(&str, Option<u32>)> = fields
-            .map(|(global, field)| (global, layout.as_ref().ok().and_then(|l| l.offset(field))))
-            .collect();
-        let known: Vec<(&str, u32)> = globals
-            .iter()
-            .map(|&(global, offset)| (global, offset.unwrap_or(0)))
-            .collect();
+        let (names, fields): (Vec<&str>, Vec<Field>) =
+            arch::ARGUMENTS.into_iter().chain(BPRM).unzip();
+        let offsets = match &layout {
+            Ok(layout) => layout.offsets(&fields),
+            Err(_) => vec![None; fields.len()],
+        };
+        // The object is loaded all the same, for its maps.
+        let known = offsets.iter().map(|offset| offset.unwrap_or(0));
+        let known: Vec<(&str, u32)> = names.iter().copied().zip(known).collect();
         let mut ebpf = loader.load_with(Mechanism::ClockShift, &known)?;
         let stubs = Stubs::new(proc_root.to_owned())?;
-        layout.map_err(io_error("find the kernel's structures"))?;
-        if let Some((global, _)) = globals.iter().find(|(_, offset)| offset.is_none()) {
+        let layout = layout.map_err(io_error("find the kernel's structures"))?;
+        if let Some((global, _)) = names
+            .iter()
+            .zip(&offsets)
+            .find(|(_, offset)| offset.is_none())
+        {
             return Err(MechanismError::Target(format!(
                 "this kernel's BTF does not say where the field for {global} is"
             )));
         }
-        let btf = Btf::from_sys_fs().map_err(|error| MechanismError::Io {
-            what: "read the kernel's BTF".to_owned(),
-            source: std::io::Error::other(error),
-        })?;
+        let btf = layout.types().map_err(io_error("read the kernel's BTF"))?;
         for (name, function) in arch::EXITS {
             for name in [name.to_owned(), format!("{name}_body")] {
-                let exit: &mut FExit = find(&mut ebpf, &name)?;
+                let exit: &mut FExit = find_mut(&mut ebpf, &name)?;
                 exit.load(function, &btf).map_err(refused)?;
             }
         }
         for name in [EXEC.to_owned(), format!("{EXEC}_body")] {
-            let exec: &mut BtfTracePoint = find(&mut ebpf, &name)?;
+            let exec: &mut BtfTracePoint = find_mut(&mut ebpf, &name)?;
             exec.load("sched_process_exec", &btf).map_err(refused)?;
         }
         Ok(Self {
@@ -98,27 +101,23 @@ impl ClockShift {
     pub fn attach(&mut self) -> Result<(), MechanismError> {
         let links = &self.links;
         fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
-        for (name, _) in arch::EXITS {
+        for name in hooks() {
             let path = links.join(name);
-            if !path.exists() {
-                let exit: &mut FExit = find(&mut self.ebpf, name)?;
-                let id = exit.attach().map_err(program("attach clock_shift"))?;
-                let link = exit.take_link(id);
-                pin(
-                    link.map_err(program("take a link of clock_shift"))?.into(),
-                    &path,
-                )?;
+            if path.exists() {
+                continue;
             }
-        }
-        let path = links.join(EXEC);
-        if !path.exists() {
-            let exec: &mut BtfTracePoint = find(&mut self.ebpf, EXEC)?;
-            let id = exec.attach().map_err(program("attach clock_shift"))?;
-            let link = exec.take_link(id);
-            pin(
-                link.map_err(program("take a link of clock_shift"))?.into(),
-                &path,
-            )?;
+            let link = match self.ebpf.program_mut(name) {
+                Some(Program::FExit(exit)) => exit
+                    .attach()
+                    .and_then(|id| exit.take_link(id))
+                    .map(FdLink::from),
+                Some(Program::BtfTracePoint(exec)) => exec
+                    .attach()
+                    .and_then(|id| exec.take_link(id))
+                    .map(FdLink::from),
+                _ => return Err(LoadError::Absent.into()),
+            };
+            pin(link.map_err(program("attach clock_shift"))?, &path)?;
         }
         self.stubs.dispatchers = Dispatchers::of_links(&self.links);
         Ok(())
@@ -129,7 +128,7 @@ impl ClockShift {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
-        for name in arch::EXITS.map(|(name, _)| name).into_iter().chain([EXEC]) {
+        for name in hooks() {
             unpin(&self.links.join(name))?;
         }
         Ok(())
@@ -149,31 +148,16 @@ impl ClockShift {
     }
 }
 
-fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, MechanismError>
-where
-    &'a mut P: TryFrom<&'a mut Program>,
-{
-    let found = ebpf
-        .program_mut(name)
-        .and_then(|program| program.try_into().ok());
-    found.ok_or(LoadError::Absent.into())
-}
-
-fn pin(link: FdLink, path: &Path) -> Result<(), MechanismError> {
-    match link.pin(path) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(MechanismError::Io {
-            what: format!("pin the link {}", path.display()),
-            source: std::io::Error::other(error),
-        }),
-    }
+/// Names of the dispatchers, and of their links.
+fn hooks() -> impl Iterator<Item = &'static str> {
+    let exits = arch::EXITS.into_iter().map(|(name, _)| name);
+    exits.chain([EXEC])
 }
 
 /// Under lockdown the kernel does not know the helper that writes a program's memory
 /// (`bpf_tracing_func_proto`), which the verifier's words do not say.
 fn refused(error: aya::programs::ProgramError) -> MechanismError {
-    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    match lockdown.split(['[', ']']).nth(1) {
+    match lockdown::mode(Path::new(lockdown::PATH)).as_deref() {
         Some(mode @ ("integrity" | "confidentiality")) => MechanismError::Target(format!(
             "the kernel is locked down ({mode}, as with Secure Boot): no program may write to the \
              memory of others"

@@ -21,11 +21,11 @@ use serde::{Deserialize, Serialize};
 
 use super::links::detour_names;
 use super::tc::Way;
-use super::{MechanismError, canary, io_error, program};
+use super::{MechanismError, canary, find, io_error, program};
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};
 use crate::kernel::netns;
-use crate::kernel::objects::{self, Loader};
+use crate::kernel::objects::Loader;
 
 /// A way of a device of a target that we have attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,11 +303,7 @@ impl TcEgress {
     }
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, MechanismError> {
-        let program: &SchedClassifier = self
-            .ebpf
-            .program(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(objects::LoadError::Absent)?;
+        let program: &SchedClassifier = find(&self.ebpf, name)?;
         let fd = program
             .fd()
             .map_err(self::program("use the programs of tc"))?;

@@ -8,6 +8,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::Serialize;
 
 use crate::kernel::btf::VMLINUX;
+use crate::kernel::lockdown;
 use crate::node::Options;
 use crate::target::Finder;
 
@@ -77,7 +78,7 @@ pub(super) fn checks(options: &Options) -> Vec<Check> {
         privileges(&options.proc_root),
         cgroups(options),
         bpffs(&options.bpffs),
-        lockdown(Path::new("/sys/kernel/security/lockdown")),
+        locked_down(Path::new(lockdown::PATH)),
         btf(Path::new(VMLINUX)),
     ];
     let release = kernel();
@@ -155,18 +156,16 @@ fn btf(path: &Path) -> Check {
     Check::failed(what, detail.to_owned())
 }
 
-fn lockdown(path: &Path) -> Check {
+fn locked_down(path: &Path) -> Check {
     let what = "lockdown";
-    let Ok(text) = fs::read_to_string(path) else {
+    let Some(mode) = lockdown::mode(path) else {
         return Check {
             what,
             ok: Some(true),
             detail: "not in this kernel".to_owned(),
         };
     };
-    // `none [integrity] confidentiality`
-    let mode = text.split(['[', ']']).nth(1).unwrap_or("none");
-    match mode {
+    match mode.as_str() {
         "confidentiality" => Check::failed(
             what,
             "confidentiality: BPF may read nothing of the kernel".to_owned(),
@@ -263,9 +262,9 @@ mod tests {
             ("none integrity [confidentiality]\n", Some(false)),
         ] {
             fs::write(&path, text).unwrap();
-            assert_eq!(lockdown(&path).ok, ok, "{text}");
+            assert_eq!(locked_down(&path).ok, ok, "{text}");
         }
-        assert_eq!(lockdown(Path::new("/nonexistent")).ok, Some(true));
+        assert_eq!(locked_down(Path::new("/nonexistent")).ok, Some(true));
     }
 
     #[test]
