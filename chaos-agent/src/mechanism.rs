@@ -125,7 +125,8 @@ pub(crate) fn pin(link: FdLink, path: &Path) -> Result<(), MechanismError> {
 pub(crate) fn unpin(pin: &Path) -> Result<(), MechanismError> {
     match PinnedLink::from_pin(pin) {
         Ok(link) => {
-            // The descriptor is the last reference: dropping it detaches the program.
+            // The descriptor is the last reference: dropping it detaches the program at once. Without
+            // one that comes after a grace period of RCU (`bpf_free_inode`, kernel/bpf/inode.c).
             link.unpin()
                 .map_err(io_error(format!("unpin {}", pin.display())))?;
             Ok(())
