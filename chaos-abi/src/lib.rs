@@ -15,6 +15,7 @@ pub mod network;
 pub mod pace;
 pub mod sample;
 pub mod verdict;
+pub mod wait;
 
 /// Version of every layout in this crate; part of the pin path.
 pub const ABI: u32 = 4;

@@ -45,7 +45,13 @@ pub fn armed() -> bool {
 /// Whether any rule that this word of `CONTROL` counts may act.
 #[inline(always)]
 pub fn is_on(rules: u32) -> bool {
-    control(rules) != 0 && control(control::HALTED) == 0
+    control(rules) != 0 && !halted()
+}
+
+/// Whether no rule of the node may act, after `chaos-agent panic`.
+#[inline(always)]
+pub fn halted() -> bool {
+    control(control::HALTED) != 0
 }
 
 #[inline(always)]

@@ -1,12 +1,13 @@
 //! Clocks: programs behind the system calls that read one, and one that takes the vDSO from
-//! programs that are started. A fault is then map writes, and for programs that run already the
-//! bytes of their vDSO (`stubs`).
+//! programs that are started; others where the kernel reads until when a program waits (`waits`). A
+//! fault is then map writes, and for programs that run already the bytes of their vDSO (`stubs`).
 
 mod arch;
 mod skipped;
 mod stopped;
 mod stubs;
 mod vdso;
+mod waits;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,15 +50,16 @@ impl ClockShift {
     /// [`MechanismError`], in words for `doctor`. The maps are there all the same.
     pub fn load(loader: Loader<'_>, pins: &Path, proc_root: &Path) -> Result<Self, MechanismError> {
         let layout = Layout::of_this_kernel();
-        let (names, fields): (Vec<&str>, Vec<Field>) =
-            arch::ARGUMENTS.into_iter().chain(BPRM).unzip();
+        let fields = arch::ARGUMENTS.into_iter().chain(BPRM).chain(waits::FIELDS);
+        let (names, fields): (Vec<&str>, Vec<Field>) = fields.unzip();
         let offsets = match &layout {
             Ok(layout) => layout.offsets(&fields),
             Err(_) => vec![None; fields.len()],
         };
         // The object is loaded all the same, for its maps.
         let known = offsets.iter().map(|offset| offset.unwrap_or(0));
-        let known: Vec<(&str, u32)> = names.iter().copied().zip(known).collect();
+        let known = names.iter().copied().zip(known).chain(waits::numbers());
+        let known: Vec<(&str, u32)> = known.collect();
         let mut ebpf = loader.load_with(Mechanism::ClockShift, &known)?;
         let stubs = Stubs::new(proc_root.to_owned())?;
         let layout = layout.map_err(io_error("find the kernel's structures"))?;
@@ -81,6 +83,7 @@ impl ClockShift {
             let exec: &mut BtfTracePoint = find_mut(&mut ebpf, &name)?;
             exec.load("sched_process_exec", &btf).map_err(refused)?;
         }
+        waits::load(&mut ebpf, &btf)?;
         Ok(Self {
             ebpf,
             links: pins.join("links"),
@@ -110,6 +113,10 @@ impl ClockShift {
                 Some(Program::FExit(exit)) => exit
                     .attach()
                     .and_then(|id| exit.take_link(id))
+                    .map(FdLink::from),
+                Some(Program::FEntry(entry)) => entry
+                    .attach()
+                    .and_then(|id| entry.take_link(id))
                     .map(FdLink::from),
                 Some(Program::BtfTracePoint(exec)) => exec
                     .attach()
@@ -148,10 +155,10 @@ impl ClockShift {
     }
 }
 
-/// Names of the dispatchers, and of their links.
+/// Names of the dispatchers, and of their links. What gives back comes before what lends (`waits`).
 fn hooks() -> impl Iterator<Item = &'static str> {
     let exits = arch::EXITS.into_iter().map(|(name, _)| name);
-    exits.chain([EXEC])
+    exits.chain([EXEC]).chain(waits::names())
 }
 
 /// Under lockdown the kernel does not know the helper that writes a program's memory

@@ -290,8 +290,9 @@ fn flaw(armed: &Armed, executor: &Executor, counts: &Counts) -> Option<String> {
         Effect::Clock(_) => executor.clock_problem(armed).or_else(|| {
             (counts.failed > 0).then(|| {
                 format!(
-                    "the right time was told {} times: to a 32-bit program, or by the system call \
-                     time(2), whose result cannot be changed on this kernel",
+                    "{} calls went by the right time: clock reads of a 32-bit program, the system call \
+                     time(2), whose result cannot be changed on this kernel, or waits until a time in \
+                     memory that cannot be written",
                     counts.failed
                 )
             })

@@ -2,13 +2,19 @@
 //! memory is moved, keyed by cgroup id. A program that is started meanwhile gets no vDSO, so that
 //! all its clock reads are system calls.
 //!
-//! Not here: the vDSO of programs that run already, which the agent replaces by system calls.
+//! Not here: the vDSO of programs that run already, which the agent replaces by system calls, and
+//! waits and timers until a time (`waits`, `timers`).
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(
     missing_docs,
     unreachable_pub,
     reason = "aya's attributes write each entry point anew, public and without its comment"
 )]
+
+#[path = "clock_shift/timers.rs"]
+mod timers;
+#[path = "clock_shift/waits.rs"]
+mod waits;
 
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_write_user};

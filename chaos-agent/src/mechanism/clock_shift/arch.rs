@@ -2,7 +2,7 @@
 //! same names.
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86_64::{ARGUMENTS, EXITS, STUBS, instruction_pointer};
+pub(super) use x86_64::{ARGUMENTS, EXITS, STUBS, WAIT_EXITS, instruction_pointer};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
@@ -17,9 +17,20 @@ mod x86_64 {
         ("clock_shift_time", "__x64_sys_time"),
     ];
 
-    /// Where the kernel keeps the arguments of a system call.
-    pub(crate) const ARGUMENTS: [(&str, Field); 2] =
-        [("ARG0", ("pt_regs", "di")), ("ARG1", ("pt_regs", "si"))];
+    /// The same of system calls that wait until a time.
+    pub(crate) const WAIT_EXITS: [(&str, &str); 1] =
+        [("clock_shift_nanosleep", "__x64_sys_clock_nanosleep")];
+
+    /// Where the kernel keeps the number of a system call and its arguments.
+    pub(crate) const ARGUMENTS: [(&str, Field); 7] = [
+        ("CALL", ("pt_regs", "orig_ax")),
+        ("ARG0", ("pt_regs", "di")),
+        ("ARG1", ("pt_regs", "si")),
+        ("ARG2", ("pt_regs", "dx")),
+        ("ARG3", ("pt_regs", "r10")),
+        ("ARG4", ("pt_regs", "r8")),
+        ("ARG5", ("pt_regs", "r9")),
+    ];
 
     /// Functions of the vDSO, and what is put in place of their first bytes: the system call.
     pub(crate) const STUBS: [(&str, &[u8]); 3] = [

@@ -5,6 +5,7 @@ mod reader;
 mod running;
 mod runtimes;
 mod servers;
+mod waits;
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,0 +1,333 @@
+//! Waits until a time. A program whose clock is ahead asks the kernel to wake it at a time of *its*
+//! clock; the kernel has the right one. So the deadline in the program's memory is another while the
+//! kernel reads it (`get_timespec64`), and what it was right after: no program sleeps with memory
+//! that is not as it left it.
+//!
+//! Not here: clocks that are read, which are moved the other way.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::macros::{fentry, fexit, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
+use aya_ebpf::programs::{FEntryContext, FExitContext};
+use chaos_abi::clock::REALTIME;
+use chaos_abi::control;
+use chaos_abi::control::GENERATIONS;
+use chaos_abi::wait::{Lent, Wait, true_deadline};
+use chaos_ebpf::generation::go_on;
+use chaos_ebpf::{halted, is_on, now_ns};
+
+use super::{ARG0, ARG1, Ask, ask_all, kernel_field, read_user, write_user};
+
+/// Offset in `pt_regs` of the number of the system call, and of its other arguments; then the numbers
+/// of system calls.
+#[unsafe(no_mangle)]
+pub(super) static CALL: u32 = 0;
+#[unsafe(no_mangle)]
+pub(super) static ARG2: u32 = 0;
+#[unsafe(no_mangle)]
+static ARG3: u32 = 0;
+#[unsafe(no_mangle)]
+static ARG4: u32 = 0;
+#[unsafe(no_mangle)]
+static ARG5: u32 = 0;
+#[unsafe(no_mangle)]
+static CLOCK_NANOSLEEP: u32 = 0;
+#[unsafe(no_mangle)]
+static FUTEX: u32 = 0;
+#[unsafe(no_mangle)]
+static FUTEX_WAIT: u32 = 0;
+#[unsafe(no_mangle)]
+static FUTEX_WAITV: u32 = 0;
+#[unsafe(no_mangle)]
+static MQ_TIMEDSEND: u32 = 0;
+#[unsafe(no_mangle)]
+static MQ_TIMEDRECEIVE: u32 = 0;
+
+/// How many threads may wait at a time and be remembered for the case that they are interrupted.
+const MAX_WAITS: u32 = 8_192;
+
+/// How many threads may be in the midst of a call whose deadline is another at the moment.
+const MAX_LENT: u32 = 4_096;
+
+/// Thread -> its last wait that was moved.
+#[map]
+static CLOCK_WAITS: LruHashMap<u64, Wait> = LruHashMap::pinned(MAX_WAITS, 0);
+
+/// Thread -> what is not as it was in its memory.
+#[map]
+static CLOCK_LENT: HashMap<u64, Lent> = HashMap::pinned(MAX_LENT, 0);
+
+/// CLOCK_MONOTONIC nanoseconds until which these programs have something to finish, although there
+/// may be no rule any more.
+#[map]
+static CLOCK_UNFINISHED: Array<u64> = Array::pinned(1, 0);
+
+/// For how long: from its interruption until a thread is back in the kernel, from lending until the
+/// memory is as it was.
+const UNFINISHED_NS: u64 = 10_000_000_000;
+
+/// Bodies of [`clock_shift_timespec`].
+#[map]
+static CLOCK_SHIFT_TIMESPEC_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
+/// Bodies of [`clock_shift_timespec_read`].
+#[map]
+static CLOCK_SHIFT_TIMESPEC_READ_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
+/// Bodies of [`clock_shift_nanosleep`].
+#[map]
+static CLOCK_SHIFT_NANOSLEEP_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0);
+
+/// The kernel is about to read a `timespec` from the program's memory.
+#[fentry]
+pub fn clock_shift_timespec(ctx: FEntryContext) -> i32 {
+    if is_on(control::CLOCKS) || (unfinished() && !halted()) {
+        go_on(&ctx, &CLOCK_SHIFT_TIMESPEC_BODY);
+    }
+    0
+}
+
+#[fentry]
+pub fn clock_shift_timespec_body(_ctx: FEntryContext) -> i32 {
+    if let Some((clock, at)) = asked() {
+        lend(clock, at);
+    }
+    0
+}
+
+/// It has read it.
+#[fexit]
+pub fn clock_shift_timespec_read(ctx: FExitContext) -> i32 {
+    if is_on(control::CLOCKS) || unfinished() {
+        go_on(&ctx, &CLOCK_SHIFT_TIMESPEC_READ_BODY);
+    }
+    0
+}
+
+#[fexit]
+pub fn clock_shift_timespec_read_body(ctx: FExitContext) -> i32 {
+    give_back(ctx.arg(1));
+    0
+}
+
+/// The kernel's `ERESTARTNOHAND`, include/linux/errno.h: the call is made again, or ends with EINTR
+/// if the program has a handler for what interrupted it.
+const RESTARTED: i64 = -514;
+
+/// clock_nanosleep(2) has returned.
+#[fexit]
+pub fn clock_shift_nanosleep(ctx: FExitContext) -> i32 {
+    if ctx.arg::<i64>(1) == RESTARTED && is_on(control::CLOCKS) {
+        go_on(&ctx, &CLOCK_SHIFT_NANOSLEEP_BODY);
+    }
+    0
+}
+
+#[fexit]
+pub fn clock_shift_nanosleep_body(_ctx: FExitContext) -> i32 {
+    if let Some((clock, at)) = asked() {
+        interrupted(clock, at);
+    }
+    0
+}
+
+/// The clock and the place of the deadline, if this system call waits until a time.
+#[inline(always)]
+fn asked() -> Option<(u32, u64)> {
+    // SAFETY: takes no arguments; the current task is always there.
+    let task = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: the task is the one that the kernel has just given.
+    let regs = unsafe { bpf_task_pt_regs(task) } as *const u8;
+    let argument = |offset: *const u32| kernel_field::<u64>(regs, offset);
+    let call = argument(&raw const CALL)? as u32;
+    if call == constant(&raw const CLOCK_NANOSLEEP) {
+        let absolute = argument(&raw const ARG1)? & TIMER_ABSTIME != 0;
+        let clock = argument(&raw const ARG0)? as u32;
+        return absolute.then_some((clock, argument(&raw const ARG2)?));
+    }
+    if call == constant(&raw const FUTEX) {
+        let clock = futex_clock(argument(&raw const ARG1)? as u32)?;
+        return Some((clock, argument(&raw const ARG3)?));
+    }
+    if call == constant(&raw const FUTEX_WAITV) {
+        return Some((
+            argument(&raw const ARG4)? as u32,
+            argument(&raw const ARG3)?,
+        ));
+    }
+    if call == constant(&raw const FUTEX_WAIT) {
+        return Some((
+            argument(&raw const ARG5)? as u32,
+            argument(&raw const ARG4)?,
+        ));
+    }
+    if call == constant(&raw const MQ_TIMEDSEND) || call == constant(&raw const MQ_TIMEDRECEIVE) {
+        return Some((REALTIME, argument(&raw const ARG4)?));
+    }
+    None
+}
+
+/// `TIMER_ABSTIME`, include/uapi/linux/time.h.
+pub(super) const TIMER_ABSTIME: u64 = 1;
+
+/// Which clock a futex(2) waits by until a time; `None` if it waits for a duration, or not at all.
+/// Numbers: include/uapi/linux/futex.h.
+#[inline(always)]
+fn futex_clock(operation: u32) -> Option<u32> {
+    const PRIVATE: u32 = 128;
+    const CLOCK_REALTIME: u32 = 256;
+    const LOCK_PI: u32 = 6;
+    const WAIT_BITSET: u32 = 9;
+    const WAIT_REQUEUE_PI: u32 = 11;
+    const LOCK_PI2: u32 = 13;
+    match operation & !(PRIVATE | CLOCK_REALTIME) {
+        LOCK_PI => Some(REALTIME),
+        WAIT_BITSET | WAIT_REQUEUE_PI | LOCK_PI2 if operation & CLOCK_REALTIME != 0 => {
+            Some(REALTIME)
+        }
+        WAIT_BITSET | WAIT_REQUEUE_PI | LOCK_PI2 => Some(MONOTONIC),
+        _ => None,
+    }
+}
+
+const MONOTONIC: u32 = 1;
+
+/// Puts the time of the kernel's clock in the place of the program's, for the moment.
+#[inline(always)]
+pub(super) fn lend(clock: u32, at: u64) {
+    let now = now_ns();
+    let thread = bpf_get_current_pid_tgid();
+    // What was not given back, because the kernel kept the end of a call from us (recursion_misses).
+    restore(thread);
+    let by_rules = if is_on(control::CLOCKS) {
+        ask_all(Ask::Shift, clock, now) as i64
+    } else {
+        0
+    };
+    // SAFETY: only this thread writes its element; an evicted one may be another's, which then is
+    // not about this deadline.
+    let before = unsafe { CLOCK_WAITS.get(thread) }.copied();
+    if by_rules == 0 && before.is_none() {
+        return;
+    }
+    let Some(deadline) = read_user::<[i64; 2]>(at) else {
+        // The kernel may have to fetch it from a file first, which no program may wait for.
+        ask_all(Ask::Failed, clock, now);
+        return;
+    };
+    let mut by_ns = by_rules;
+    if let Some(before) = before
+        && before.continues(at, deadline, clock)
+    {
+        by_ns = before.by_ns;
+    }
+    let wait = Wait {
+        at,
+        deadline,
+        by_ns,
+        clock,
+        interrupted: 0,
+    };
+    // Without it, a wait that is interrupted goes on by the rules of that moment.
+    let _ = CLOCK_WAITS.insert(thread, wait, 0);
+    if by_ns == 0 {
+        return;
+    }
+    let Some(moved) = true_deadline(deadline, by_ns) else {
+        return;
+    };
+    let lent = Lent {
+        at,
+        original: deadline,
+        moved,
+    };
+    remember(now);
+    if CLOCK_LENT.insert(thread, lent, 0).is_err() {
+        ask_all(Ask::Failed, clock, now);
+        return;
+    }
+    if !write_user(at, &moved) {
+        let _ = CLOCK_LENT.remove(thread);
+        ask_all(Ask::Failed, clock, now);
+    }
+}
+
+/// The kernel has read the `timespec` at `at`.
+#[inline(always)]
+pub(super) fn give_back(at: u64) {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: only this thread writes and removes its element.
+    let lent = unsafe { CLOCK_LENT.get(thread) };
+    if lent.is_some_and(|lent| lent.at == at) {
+        restore(thread);
+    }
+}
+
+/// Puts back what the program had, unless it has something else there by now.
+#[inline(always)]
+fn restore(thread: u64) {
+    // SAFETY: only this thread writes and removes its element.
+    let Some(lent) = (unsafe { CLOCK_LENT.get(thread) }).copied() else {
+        return;
+    };
+    if read_user::<[i64; 2]>(lent.at) == Some(lent.moved) {
+        write_user(lent.at, &lent.original);
+    }
+    let _ = CLOCK_LENT.remove(thread);
+}
+
+/// A wait is interrupted and will be asked for again: its deadline is of the time when it began.
+#[inline(always)]
+fn interrupted(clock: u32, at: u64) {
+    let now = now_ns();
+    let thread = bpf_get_current_pid_tgid();
+    let Some(deadline) = read_user::<[i64; 2]>(at) else {
+        return;
+    };
+    // SAFETY: as in `lend`.
+    let before = unsafe { CLOCK_WAITS.get(thread) }.copied();
+    let began = Wait {
+        interrupted: 1,
+        ..before.unwrap_or_default()
+    };
+    let wait = if began.continues(at, deadline, clock) {
+        began
+    } else if ask_all(Ask::Applies, clock, now) != 0 {
+        // It began before there was a rule.
+        Wait {
+            at,
+            deadline,
+            by_ns: 0,
+            clock,
+            interrupted: 1,
+        }
+    } else {
+        return;
+    };
+    if CLOCK_WAITS.insert(thread, wait, 0).is_ok() {
+        remember(now);
+    }
+}
+
+#[inline(always)]
+fn remember(now: u64) {
+    if let Some(until) = CLOCK_UNFINISHED.get_ptr_mut(0) {
+        // SAFETY: an aligned word of the map's value; whoever writes last wrote a later time, or one
+        // that is earlier by what two calls are apart.
+        unsafe { until.write_volatile(now + UNFINISHED_NS) };
+    }
+}
+
+#[inline(always)]
+pub(super) fn unfinished() -> bool {
+    let until = CLOCK_UNFINISHED.get(0).copied().unwrap_or(0);
+    until != 0 && now_ns() < until
+}
+
+/// A number that the loader has filled in.
+#[inline(always)]
+pub(super) fn constant(number: *const u32) -> u32 {
+    // SAFETY: a load of read-only data that the loader has replaced before the load.
+    unsafe { core::ptr::read_volatile(number) }
+}
