@@ -33,16 +33,26 @@ impl Wait {
     }
 }
 
+/// Where a program has a deadline.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Place {
+    /// Its process (tgid).
+    pub process: u64,
+    /// Address in its memory.
+    pub at: u64,
+}
+
 /// A deadline in a program's memory while it is another: from before the kernel reads it until after.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Lent {
-    /// Where it is.
-    pub at: u64,
     /// What the program has there: seconds and nanoseconds.
     pub original: [i64; 2],
     /// What the kernel is to read.
     pub moved: [i64; 2],
+    /// How many threads are in the midst of it; the last one puts back what was there.
+    pub holders: u64,
 }
 
 const SECOND: i64 = 1_000_000_000;
@@ -69,7 +79,8 @@ pub const fn true_deadline(deadline: [i64; 2], by_ns: i64) -> Option<[i64; 2]> {
     Some([moved, nanos])
 }
 
-const _: () = assert!(size_of::<Wait>() == 40 && size_of::<Lent>() == 40);
+const _: () =
+    assert!(size_of::<Wait>() == 40 && size_of::<Lent>() == 40 && size_of::<Place>() == 16);
 
 #[cfg(test)]
 mod tests {

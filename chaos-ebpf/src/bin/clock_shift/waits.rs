@@ -13,9 +13,9 @@ use aya_ebpf::programs::{FEntryContext, FExitContext};
 use chaos_abi::clock::REALTIME;
 use chaos_abi::control;
 use chaos_abi::control::GENERATIONS;
-use chaos_abi::wait::{Lent, Wait, true_deadline};
+use chaos_abi::wait::{Lent, Place, Wait, true_deadline};
 use chaos_ebpf::generation::go_on;
-use chaos_ebpf::{halted, is_on, now_ns};
+use chaos_ebpf::{compare_exchange, fetch_add, halted, is_on, now_ns};
 
 use super::{ARG0, ARG1, Ask, ask_all, kernel_field, read_user, write_user};
 
@@ -54,9 +54,13 @@ const MAX_LENT: u32 = 4_096;
 #[map]
 static CLOCK_WAITS: LruHashMap<u64, Wait> = LruHashMap::pinned(MAX_WAITS, 0);
 
-/// Thread -> what is not as it was in its memory.
+/// Thread -> where a deadline of its memory is another for its sake.
 #[map]
-static CLOCK_LENT: HashMap<u64, Lent> = HashMap::pinned(MAX_LENT, 0);
+static CLOCK_HOLDERS: HashMap<u64, u64> = HashMap::pinned(MAX_LENT, 0);
+
+/// What is not as it was in programs' memory. By place, as threads may wait by one `timespec`.
+#[map]
+static CLOCK_LENT: HashMap<Place, Lent> = HashMap::pinned(MAX_LENT, 0);
 
 /// CLOCK_MONOTONIC nanoseconds until which these programs have something to finish, although there
 /// may be no rule any more.
@@ -211,70 +215,142 @@ pub(super) fn lend(clock: u32, at: u64) {
     if by_rules == 0 && before.is_none() {
         return;
     }
-    let Some(deadline) = read_user::<[i64; 2]>(at) else {
-        // The kernel may have to fetch it from a file first, which no program may wait for.
+    let place = Place {
+        process: thread >> 32,
+        at,
+    };
+    let by_ns = |deadline| match before {
+        Some(before) if before.continues(at, deadline, clock) => before.by_ns,
+        _ => by_rules,
+    };
+    let Some((lent, by_ns)) = take(&place, by_ns) else {
         ask_all(Ask::Failed, clock, now);
         return;
     };
-    let mut by_ns = by_rules;
-    if let Some(before) = before
-        && before.continues(at, deadline, clock)
-    {
-        by_ns = before.by_ns;
-    }
     let wait = Wait {
         at,
-        deadline,
+        deadline: lent.original,
         by_ns,
         clock,
         interrupted: 0,
     };
     // Without it, a wait that is interrupted goes on by the rules of that moment.
     let _ = CLOCK_WAITS.insert(thread, wait, 0);
-    if by_ns == 0 {
+    if lent.holders == 0 {
         return;
     }
-    let Some(moved) = true_deadline(deadline, by_ns) else {
-        return;
-    };
-    let lent = Lent {
-        at,
-        original: deadline,
-        moved,
-    };
     remember(now);
-    if CLOCK_LENT.insert(thread, lent, 0).is_err() {
-        ask_all(Ask::Failed, clock, now);
-        return;
-    }
-    if !write_user(at, &moved) {
-        let _ = CLOCK_LENT.remove(thread);
+    let held = CLOCK_HOLDERS.insert(thread, at, 0).is_ok();
+    if !held || !write_user(at, &lent.moved) {
+        let _ = CLOCK_HOLDERS.remove(thread);
+        let_go(&place);
         ask_all(Ask::Failed, clock, now);
     }
 }
+
+/// How many times a place is looked at whose last holder is putting the original back.
+const TRIES: u32 = 32;
+
+/// Becomes a holder of the deadline at this place, which is to be moved by what `by_ns` says of it, or
+/// as those have moved it who are in the midst of it: there is one value in this place. No holder, if
+/// it stays as it is. `None` if it cannot be read, or no place is left to remember it in.
+#[inline(always)]
+fn take(place: &Place, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Lent, i64)> {
+    for _ in 0..TRIES {
+        // The kernel may have to fetch it from a file first, which no program may wait for.
+        let found = read_user::<[i64; 2]>(place.at)?;
+        let Some(lent) = CLOCK_LENT.get_ptr_mut(place) else {
+            let by_ns = by_ns(found);
+            let moved = if by_ns == 0 {
+                None
+            } else {
+                true_deadline(found, by_ns)
+            };
+            let lent = Lent {
+                original: found,
+                moved: moved.unwrap_or(found),
+                holders: u64::from(moved.is_some()),
+            };
+            if lent.holders == 0 || CLOCK_LENT.insert(place, lent, NOEXIST).is_ok() {
+                return Some((lent, by_ns));
+            }
+            continue;
+        };
+        // SAFETY: an element of the map; but for the number of holders it is never changed.
+        let Lent {
+            original, moved, ..
+        } = unsafe { *lent };
+        if found != original && found != moved {
+            // Left behind: the end of the call was kept from us, and the thread is gone.
+            let _ = CLOCK_LENT.remove(place);
+            continue;
+        }
+        // SAFETY: a place inside of the element.
+        let holders = unsafe { &raw mut (*lent).holders };
+        // SAFETY: an aligned word of the map's value.
+        let count = unsafe { holders.read_volatile() };
+        // SAFETY: aligned, and only changed atomically.
+        if count != 0 && unsafe { compare_exchange(holders, count, count + 1) } == count {
+            let lent = Lent {
+                original,
+                moved,
+                holders: count + 1,
+            };
+            return Some((lent, by_ns(original)));
+        }
+    }
+    None
+}
+
+/// `BPF_NOEXIST`, include/uapi/linux/bpf.h: only if there is none.
+const NOEXIST: u64 = 1;
 
 /// The kernel has read the `timespec` at `at`.
 #[inline(always)]
 pub(super) fn give_back(at: u64) {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: only this thread writes and removes its element.
-    let lent = unsafe { CLOCK_LENT.get(thread) };
-    if lent.is_some_and(|lent| lent.at == at) {
+    let held = unsafe { CLOCK_HOLDERS.get(thread) };
+    if held.is_some_and(|held| *held == at) {
         restore(thread);
     }
 }
 
-/// Puts back what the program had, unless it has something else there by now.
+/// Puts back what the program had, unless it has something else there by now, or other threads are in
+/// the midst of it.
 #[inline(always)]
 fn restore(thread: u64) {
     // SAFETY: only this thread writes and removes its element.
-    let Some(lent) = (unsafe { CLOCK_LENT.get(thread) }).copied() else {
+    let Some(at) = (unsafe { CLOCK_HOLDERS.get(thread) }).copied() else {
         return;
     };
-    if read_user::<[i64; 2]>(lent.at) == Some(lent.moved) {
-        write_user(lent.at, &lent.original);
+    let _ = CLOCK_HOLDERS.remove(thread);
+    let_go(&Place {
+        process: thread >> 32,
+        at,
+    });
+}
+
+/// One holder less.
+#[inline(always)]
+fn let_go(place: &Place) {
+    let Some(lent) = CLOCK_LENT.get_ptr_mut(place) else {
+        return;
+    };
+    // SAFETY: an element of the map; but for the number of holders it is never changed.
+    let Lent {
+        original, moved, ..
+    } = unsafe { *lent };
+    // SAFETY: a place inside of the element.
+    let holders = unsafe { &raw mut (*lent).holders };
+    // SAFETY: aligned, and only changed atomically.
+    if unsafe { fetch_add(holders, u64::MAX) } != 1 {
+        return;
     }
-    let _ = CLOCK_LENT.remove(thread);
+    if read_user::<[i64; 2]>(place.at) == Some(moved) {
+        write_user(place.at, &original);
+    }
+    let _ = CLOCK_LENT.remove(place);
 }
 
 /// A wait is interrupted and will be asked for again: its deadline is of the time when it began.

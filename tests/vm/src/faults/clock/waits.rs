@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::FromRawFd;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -280,27 +281,32 @@ fn who_sleeps_when_a_skew_begins_or_ends_wakes_at_its_time() -> Result<()> {
     let target = Cgroup::new()?;
     let inside = || Place::host().in_cgroup(&target);
     let mut host = Host::open()?;
-    for way in Task::WAYS {
-        for offset in [HOUR, -HOUR] {
-            let case = || format!("{way:?}, {offset} s");
-            let task = Task {
-                ways: vec![way],
-                milliseconds: 4_000,
-                ..Task::on(REALTIME)
-            };
-            let sleeper = task.start(inside())?;
-            std::thread::sleep(Duration::from_secs(1));
-            host.arm(clock_fault("c", &target, seconds(offset, &[REALTIME])))?;
-            task.is_right(sleeper, offset)
-                .context("it begins")
-                .with_context(case)?;
-            let sleeper = task.start(inside())?;
-            std::thread::sleep(Duration::from_secs(1));
-            host.recover("c")?;
-            task.is_right(sleeper, -offset)
-                .context("it ends")
-                .with_context(case)?;
+    let task = |way| Task {
+        ways: vec![way],
+        milliseconds: 5_000,
+        ..Task::on(REALTIME)
+    };
+    // All that sleep have begun to when this returns.
+    let sleepers = || -> Result<Vec<_>> {
+        let start = |way| Ok((way, task(way).start(inside())?));
+        let all = Task::WAYS.into_iter().map(start).collect::<Result<_>>();
+        std::thread::sleep(Duration::from_secs(1));
+        all
+    };
+    let are_right = |sleepers: Vec<(Way, Process<Waited>)>, changed| -> Result<()> {
+        for (way, sleeper) in sleepers {
+            let right = task(way).is_right(sleeper, changed);
+            right.with_context(|| format!("{way:?}"))?;
         }
+        Ok(())
+    };
+    for offset in [HOUR, -HOUR] {
+        let before = sleepers()?;
+        host.arm(clock_fault("c", &target, seconds(offset, &[REALTIME])))?;
+        are_right(before, offset).with_context(|| format!("{offset} s begins"))?;
+        let during = sleepers()?;
+        host.recover("c")?;
+        are_right(during, -offset).with_context(|| format!("{offset} s ends"))?;
     }
     Ok(())
 }
@@ -324,5 +330,70 @@ fn a_deadline_that_cannot_be_written_is_told_of() -> Result<()> {
         seen.degraded && seen.counts.failed == 1 && seen.reason.contains("cannot be written"),
         "{seen:?}"
     );
+    Ok(())
+}
+
+const CROWD: &str = "clock-crowd";
+crate::vm_role!(CROWD, crowd);
+
+/// Threads that begin to wait by one deadline, all at the same moment, again and again. Tells how many
+/// times the deadline was another afterwards, or the wait too short or too long.
+fn crowd(_: &str) -> Result<()> {
+    const THREADS: usize = 6;
+    const ROUNDS: usize = 100;
+    const AWAY: Duration = Duration::from_millis(30);
+    role::ready()?;
+    let page = Page::new()?;
+    let address = page.0 as usize;
+    let barrier = Barrier::new(THREADS + 1);
+    let mut wrong = 0;
+    std::thread::scope(|scope| -> Result<()> {
+        let barrier = &barrier;
+        for _ in 0..THREADS {
+            scope.spawn(move || {
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    let deadline = address as *const libc::itimerspec;
+                    Way::Nanosleep.wait(REALTIME, deadline).expect("waits");
+                    barrier.wait();
+                }
+            });
+        }
+        for _ in 0..ROUNDS {
+            let started = Stamp::now();
+            let until = library(REALTIME) + AWAY.as_nanos() as i64;
+            let deadline = libc::timespec {
+                tv_sec: until.div_euclid(SECOND),
+                tv_nsec: until.rem_euclid(SECOND),
+            };
+            page.hold(deadline, false)?;
+            barrier.wait();
+            barrier.wait();
+            let took = Stamp::now().since(started);
+            // SAFETY: the page holds an itimerspec, and all others have stopped to look at it.
+            let after = unsafe { page.0.read_volatile() }.it_value;
+            let right = after == deadline && took >= AWAY && took < Duration::from_secs(5);
+            wrong += usize::from(!right);
+        }
+        Ok(())
+    })?;
+    role::tell(&wrong)
+}
+
+vm_test!(threads_can_wait_by_one_deadline, limit = 120);
+fn threads_can_wait_by_one_deadline() -> Result<()> {
+    let target = Cgroup::new()?;
+    let mut host = Host::open()?;
+    for offset in [HOUR, -HOUR] {
+        host.arm(clock_fault("c", &target, seconds(offset, &[REALTIME])))?;
+        let crowd: Process<usize> = Place::host().in_cgroup(&target).spawn(CROWD, &())?;
+        let wrong = crowd.join(Duration::from_secs(50))?;
+        let counts = host.counts("c")?;
+        ensure!(
+            wrong == [0] && counts.failed == 0,
+            "{wrong:?} at {offset} s, {counts:?}"
+        );
+        host.recover("c")?;
+    }
     Ok(())
 }
