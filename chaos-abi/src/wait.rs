@@ -51,7 +51,10 @@ pub struct Lent {
     pub original: [i64; 2],
     /// What the kernel is to read.
     pub moved: [i64; 2],
-    /// How many threads are in the midst of it; the last one puts back what was there.
+    /// CLOCK_MONOTONIC nanoseconds when the first of them came.
+    pub since_ns: u64,
+    /// How many threads are in the midst of it; the last one puts back what was there. None: it is
+    /// being filled, or put back, by one thread.
     pub holders: u64,
 }
 
@@ -80,7 +83,7 @@ pub const fn true_deadline(deadline: [i64; 2], by_ns: i64) -> Option<[i64; 2]> {
 }
 
 const _: () =
-    assert!(size_of::<Wait>() == 40 && size_of::<Lent>() == 40 && size_of::<Place>() == 16);
+    assert!(size_of::<Wait>() == 40 && size_of::<Lent>() == 48 && size_of::<Place>() == 16);
 
 #[cfg(test)]
 mod tests {

@@ -51,11 +51,16 @@ pub(crate) fn pack(kernel: &Kernel, binaries: &Binaries) -> Result<Vec<u8>> {
     ] {
         archive.copy(path, &binaries.directory.join(binary))?;
     }
-    let wanted = Kernels::read().context("tests/vm/kernels.toml")?.modules;
-    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let wanted = Kernels::read().context("tests/vm/kernels.toml")?;
+    let modules: Vec<&str> = wanted.modules.iter().map(String::as_str).collect();
     let mut list = String::new();
-    let files = kernel.module_files(&wanted);
-    for file in files.context("the modules of tests/vm/kernels.toml")? {
+    let files = kernel.module_files(&modules);
+    let mut files = files.context("the modules of tests/vm/kernels.toml")?;
+    for module in &wanted.disk {
+        // What is missing is built in; if it is not, the disk cannot be mounted, and init says so.
+        files.extend(kernel.module_files(&[module]).unwrap_or_default());
+    }
+    for file in files {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         archive.copy(&format!("lib/modules/{name}"), &file)?;
         list.push_str(&format!("/lib/modules/{name}\n"));

@@ -211,19 +211,24 @@ pub(super) fn lend(clock: u32, at: u64) {
     };
     // SAFETY: only this thread writes its element; an evicted one may be another's, which then is
     // not about this deadline.
-    let before = unsafe { CLOCK_WAITS.get(thread) }.copied();
-    if by_rules == 0 && before.is_none() {
+    let known = unsafe { CLOCK_WAITS.get(thread) };
+    if by_rules == 0 && known.is_none() {
         return;
     }
+    // No `Option` beyond this point: Linux 6.1 lets nobody copy what is not in it.
+    let before = known.copied().unwrap_or_default();
     let place = Place {
         process: thread >> 32,
         at,
     };
-    let by_ns = |deadline| match before {
-        Some(before) if before.continues(at, deadline, clock) => before.by_ns,
-        _ => by_rules,
+    let by_ns = |deadline| {
+        if before.continues(at, deadline, clock) {
+            before.by_ns
+        } else {
+            by_rules
+        }
     };
-    let Some((lent, by_ns)) = take(&place, by_ns) else {
+    let Some((lent, by_ns)) = take(&place, now, by_ns) else {
         ask_all(Ask::Failed, clock, now);
         return;
     };
@@ -248,58 +253,97 @@ pub(super) fn lend(clock: u32, at: u64) {
     }
 }
 
-/// How many times a place is looked at whose last holder is putting the original back.
+/// How many times a place is looked at that belongs to another thread for the moment.
 const TRIES: u32 = 32;
 
 /// Becomes a holder of the deadline at this place, which is to be moved by what `by_ns` says of it, or
 /// as those have moved it who are in the midst of it: there is one value in this place. No holder, if
-/// it stays as it is. `None` if it cannot be read, or no place is left to remember it in.
+/// it stays as it is. `None` if it cannot be read, no place is left to remember it in, or the thread
+/// that the place belongs to does not get on.
+///
+/// An element without holders belongs to one thread: to the first holder, which has not filled it
+/// yet, or to the last, which is putting the original back. Only the first looks at the memory to
+/// learn what the program has there, and not before the element is its own: a value that was read
+/// earlier may be the one that another thread had just lent.
 #[inline(always)]
-fn take(place: &Place, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Lent, i64)> {
+fn take(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Lent, i64)> {
     for _ in 0..TRIES {
-        // The kernel may have to fetch it from a file first, which no program may wait for.
-        let found = read_user::<[i64; 2]>(place.at)?;
         let Some(lent) = CLOCK_LENT.get_ptr_mut(place) else {
-            let by_ns = by_ns(found);
-            let moved = if by_ns == 0 {
-                None
-            } else {
-                true_deadline(found, by_ns)
-            };
-            let lent = Lent {
-                original: found,
-                moved: moved.unwrap_or(found),
-                holders: u64::from(moved.is_some()),
-            };
-            if lent.holders == 0 || CLOCK_LENT.insert(place, lent, NOEXIST).is_ok() {
-                return Some((lent, by_ns));
+            if CLOCK_LENT.insert(place, Lent::default(), NOEXIST).is_ok() {
+                return fill(place, now, by_ns);
             }
             continue;
         };
-        // SAFETY: an element of the map; but for the number of holders it is never changed.
-        let Lent {
-            original, moved, ..
-        } = unsafe { *lent };
-        if found != original && found != moved {
-            // Left behind: the end of the call was kept from us, and the thread is gone.
-            let _ = CLOCK_LENT.remove(place);
-            continue;
-        }
         // SAFETY: a place inside of the element.
         let holders = unsafe { &raw mut (*lent).holders };
         // SAFETY: an aligned word of the map's value.
         let count = unsafe { holders.read_volatile() };
+        if count == 0 {
+            continue;
+        }
+        // SAFETY: an element of the map; but for the number of holders it is not changed while it
+        // has some.
+        let Lent {
+            original,
+            moved,
+            since_ns,
+            ..
+        } = unsafe { lent.read_volatile() };
+        if now > since_ns.saturating_add(UNFINISHED_NS) {
+            // Left behind: the end of the call was kept from us, and the thread is gone.
+            let _ = CLOCK_LENT.remove(place);
+            continue;
+        }
         // SAFETY: aligned, and only changed atomically.
-        if count != 0 && unsafe { compare_exchange(holders, count, count + 1) } == count {
+        if unsafe { compare_exchange(holders, count, count + 1) } == count {
             let lent = Lent {
                 original,
                 moved,
+                since_ns,
                 holders: count + 1,
             };
             return Some((lent, by_ns(original)));
         }
     }
     None
+}
+
+/// Fills the element of a place that is ours and that nobody holds: its first holder, if the deadline
+/// is to be moved.
+#[inline(always)]
+fn fill(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Lent, i64)> {
+    let element = CLOCK_LENT.get_ptr_mut(place)?;
+    // The kernel may have to fetch it from a file first, which no program may wait for.
+    let Some(original) = read_user::<[i64; 2]>(place.at) else {
+        let _ = CLOCK_LENT.remove(place);
+        return None;
+    };
+    let by_ns = by_ns(original);
+    let moved = true_deadline(original, by_ns).unwrap_or(original);
+    if moved == original {
+        let _ = CLOCK_LENT.remove(place);
+        let lent = Lent {
+            original,
+            moved,
+            since_ns: now,
+            holders: 0,
+        };
+        return Some((lent, by_ns));
+    }
+    let mut lent = Lent {
+        original,
+        moved,
+        since_ns: now,
+        holders: 0,
+    };
+    // SAFETY: an element of the map that is ours: others wait for its first holder.
+    unsafe { element.write_volatile(lent) };
+    // SAFETY: a place inside of the element.
+    let holders = unsafe { &raw mut (*element).holders };
+    // SAFETY: aligned, and only changed atomically; whoever sees it sees what was written before.
+    unsafe { fetch_add(holders, 1) };
+    lent.holders = 1;
+    Some((lent, by_ns))
 }
 
 /// `BPF_NOEXIST`, include/uapi/linux/bpf.h: only if there is none.
