@@ -5,6 +5,7 @@
 pub(crate) mod apt;
 pub(crate) mod bpf_linker;
 pub(crate) mod debs;
+pub(crate) mod disk;
 pub(crate) mod kernels;
 pub(crate) mod kube;
 mod modules;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::links::FdLink;
-use aya::programs::{BtfTracePoint, FExit, Program};
+use aya::programs::{BtfTracePoint, FEntry, FExit, Program};
 use chaos_abi::clock::{ClockRule, flag};
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::clock::ClockEffect;
@@ -73,17 +73,22 @@ impl ClockShift {
             )));
         }
         let btf = layout.types().map_err(io_error("read the kernel's BTF"))?;
-        for (name, function) in arch::EXITS {
-            for name in [name.to_owned(), format!("{name}_body")] {
+        for (name, function) in exits() {
+            for name in dispatcher_and_body(name) {
                 let exit: &mut FExit = find_mut(&mut ebpf, &name)?;
                 exit.load(function, &btf).map_err(refused)?;
             }
         }
-        for name in [EXEC.to_owned(), format!("{EXEC}_body")] {
+        for name in dispatcher_and_body(EXEC) {
             let exec: &mut BtfTracePoint = find_mut(&mut ebpf, &name)?;
             exec.load("sched_process_exec", &btf).map_err(refused)?;
         }
-        waits::load(&mut ebpf, &btf)?;
+        for (name, function) in waits::ENTRIES {
+            for name in dispatcher_and_body(name) {
+                let entry: &mut FEntry = find_mut(&mut ebpf, &name)?;
+                entry.load(function, &btf).map_err(refused)?;
+            }
+        }
         Ok(Self {
             ebpf,
             links: pins.join("links"),
@@ -155,10 +160,20 @@ impl ClockShift {
     }
 }
 
-/// Names of the dispatchers, and of their links. What gives back comes before what lends (`waits`).
+/// Names of the dispatchers, and of their links. What gives a program's memory back comes before what
+/// lends it (`waits`).
 fn hooks() -> impl Iterator<Item = &'static str> {
-    let exits = arch::EXITS.into_iter().map(|(name, _)| name);
-    exits.chain([EXEC]).chain(waits::names())
+    let exits = exits().map(|(name, _)| name);
+    let entries = waits::ENTRIES.into_iter().map(|(name, _)| name);
+    exits.chain([EXEC]).chain(entries)
+}
+
+fn exits() -> impl Iterator<Item = (&'static str, &'static str)> {
+    arch::EXITS.into_iter().chain(waits::EXITS)
+}
+
+fn dispatcher_and_body(name: &str) -> [String; 2] {
+    [name.to_owned(), format!("{name}_body")]
 }
 
 /// Under lockdown the kernel does not know the helper that writes a program's memory

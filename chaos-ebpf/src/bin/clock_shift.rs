@@ -16,7 +16,9 @@ mod timers;
 #[path = "clock_shift/waits.rs"]
 mod waits;
 
-use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_task_btf, bpf_task_pt_regs,
+};
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_write_user};
 use aya_ebpf::macros::{btf_tracepoint, fexit, map};
 use aya_ebpf::maps::{Array, HashMap, ProgramArray};
@@ -201,6 +203,16 @@ fn remove_vdso(bprm: *const u8) {
     }
 }
 
+/// The current task, and what its user space has in its registers.
+#[inline(always)]
+fn task_and_registers() -> (*const u8, *const u8) {
+    // SAFETY: takes no arguments; the current task is always there.
+    let task = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: the task is the one that the kernel has just given.
+    let regs = unsafe { bpf_task_pt_regs(task) } as *const u8;
+    (task.cast::<u8>().cast_const(), regs)
+}
+
 /// Moves the time at `at`, a `timespec` or a `timeval`, that the caller asked of `clock`.
 #[inline(always)]
 fn shift(clock: u32, at: u64, per_second: u64) {
@@ -292,11 +304,20 @@ extern "C" fn ask_rule(reference: u64, question: u64, now: u64) -> u64 {
 /// A field of one of the kernel's objects, whose offset the loader has filled in.
 #[inline(always)]
 fn kernel_field<T>(object: *const u8, offset: *const u32) -> Option<T> {
+    read_kernel(object.wrapping_add(constant(offset) as usize))
+}
+
+/// A number that the loader has filled in.
+#[inline(always)]
+fn constant(number: *const u32) -> u32 {
     // SAFETY: a load of read-only data that the loader has replaced before the load.
-    let offset = unsafe { core::ptr::read_volatile(offset) };
-    let field = object.wrapping_add(offset as usize).cast::<T>();
+    unsafe { core::ptr::read_volatile(number) }
+}
+
+#[inline(always)]
+fn read_kernel<T>(at: *const u8) -> Option<T> {
     // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_kernel(field) }.ok()
+    unsafe { bpf_probe_read_kernel(at.cast::<T>()) }.ok()
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@ import java.io.BufferedReader;
 import java.io.InputStreamReader;
 import java.time.Instant;
 
-/** Answers each line with what its clocks show: nanoseconds of the wall clock, and of the monotonic one. */
+/** Answers each line with what its clocks show, in JSON: nanoseconds of the wall clock, and of the monotonic one. */
 public final class Clock {
   public static void main(String[] arguments) throws Exception {
     BufferedReader lines = new BufferedReader(new InputStreamReader(System.in));
@@ -10,7 +10,7 @@ public final class Clock {
     while (lines.readLine() != null) {
       Instant now = Instant.now();
       long wall = now.getEpochSecond() * 1_000_000_000L + now.getNano();
-      System.out.println(wall + " " + System.nanoTime());
+      System.out.println("[" + wall + "," + System.nanoTime() + "]");
     }
   }
 }

@@ -1,4 +1,4 @@
-// Answers each line with what its clocks show: nanoseconds of the wall clock, and of the monotonic one
+// Answers each line with what its clocks show, in JSON: nanoseconds of the wall clock, and of the monotonic one
 // since the start.
 package main
 
@@ -15,6 +15,6 @@ func main() {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		now := time.Now()
-		fmt.Println(now.UnixNano(), now.Sub(start).Nanoseconds())
+		fmt.Printf("[%d,%d]\n", now.UnixNano(), now.Sub(start).Nanoseconds())
 	}
 }

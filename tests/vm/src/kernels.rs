@@ -11,8 +11,6 @@ const FILE: &str = include_str!("../kernels.toml");
 pub struct Kernels {
     /// Modules that are loaded before the tests. Their dependencies are found when they are packed.
     pub modules: Vec<String>,
-    /// Modules that are loaded, too, where they are files: for the second disk.
-    pub disk: Vec<String>,
 }
 
 impl Kernels {

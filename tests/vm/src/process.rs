@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Namespace;
+use crate::wait::eventually;
 
 /// The first line of a role: it is set up, its sockets are open.
 const READY: &str = "ready";
@@ -95,12 +96,24 @@ impl<'a> Place<'a> {
             .arg("role")
             .arg(role)
             .arg(serde_json::to_string(args)?);
+        self.start(role, command, START_LIMIT)
+    }
+
+    /// Starts a program here that talks as a role does, a line `ready` and then events, and waits until
+    /// it is ready.
+    ///
+    /// # Errors
+    /// It could not be started, ended before it was ready, or was not within `limit`.
+    pub fn start<E>(&self, name: &str, mut command: Command, limit: Duration) -> Result<Process<E>>
+    where
+        E: DeserializeOwned + Send + 'static,
+    {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         self.apply(&mut command)?;
         let child = command
             .spawn()
-            .with_context(|| format!("failed to start role {role}"))?;
-        Process::attach(role, child)
+            .with_context(|| format!("failed to start role {name}"))?;
+        Process::attach(name, child, limit)
     }
 }
 
@@ -114,7 +127,7 @@ pub struct Process<E> {
 }
 
 impl<E: DeserializeOwned + Send + 'static> Process<E> {
-    fn attach(name: &str, mut child: Child) -> Result<Process<E>> {
+    fn attach(name: &str, mut child: Child, limit: Duration) -> Result<Process<E>> {
         let stdout = child
             .stdout
             .take()
@@ -143,17 +156,17 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
             events,
             reader: Some(reader),
         };
-        process.wait_ready(&is_ready)?;
+        process.wait_ready(&is_ready, limit)?;
         Ok(process)
     }
 
-    fn wait_ready(&mut self, ready: &Receiver<()>) -> Result<()> {
-        if ready.recv_timeout(START_LIMIT).is_ok() {
+    fn wait_ready(&mut self, ready: &Receiver<()>, limit: Duration) -> Result<()> {
+        if ready.recv_timeout(limit).is_ok() {
             return Ok(());
         }
         match self.child.try_wait()? {
             Some(status) => bail!("role {} ended before it was ready: {status}", self.name),
-            None => bail!("role {} was not ready within {START_LIMIT:?}", self.name),
+            None => bail!("role {} was not ready within {limit:?}", self.name),
         }
     }
 
@@ -165,6 +178,25 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
     /// Calls `read` with what it has told so far.
     pub fn with_events<T>(&self, read: impl FnOnce(&[E]) -> T) -> T {
         read(&self.events.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What it answers to a line on its standard input: the next event. It is one that reads lines.
+    ///
+    /// # Errors
+    /// It is gone, or says nothing within `limit`.
+    pub fn ask(&mut self, limit: Duration) -> Result<E>
+    where
+        E: Clone,
+    {
+        let told = self.with_events(<[E]>::len);
+        let questions = self.child.stdin.as_mut().context("nobody can ask it")?;
+        questions
+            .write_all(b"?\n")
+            .with_context(|| format!("role {} is gone", self.name))?;
+        eventually(&format!("role {} answers", self.name), limit, || {
+            let answer = self.with_events(|events| events.get(told).cloned());
+            answer.context("it is silent")
+        })
     }
 
     /// Ends it by closing its standard input, waits for it, and returns all it told.

@@ -36,11 +36,14 @@ impl Program {
     pub fn new<S: AsRef<OsStr>>(path: &str, args: impl IntoIterator<Item = S>) -> Program {
         let mut command = Command::new(path);
         command.args(args);
-        let words = command.get_args().map(|a| a.to_string_lossy().into_owned());
-        let shown = std::iter::once(path.to_owned())
-            .chain(words)
-            .collect::<Vec<_>>()
-            .join(" ");
+        Program::of(command)
+    }
+
+    /// A command that somebody else has made, as [`crate::runtimes::command`] does. It may run for 30 s.
+    pub fn of(command: Command) -> Program {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words = words.map(|word| word.to_string_lossy());
+        let shown = words.collect::<Vec<_>>().join(" ");
         Program {
             command,
             shown,

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::disk;
 use crate::{
     cache,
     step::{self, Step},
@@ -187,13 +188,7 @@ fn build(step: &Step, source: &Path, entry: &Path) -> Result<()> {
         std::os::unix::fs::symlink("kube", bin.join(part)).context("failed to link a part")?;
     }
     step.progress("making the image for nodes");
-    step.run(
-        Command::new("/sbin/mke2fs")
-            .args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
-            .arg(&bin)
-            .arg(entry.join("kube.ext4"))
-            .arg("256M"),
-    )
+    disk::ext4(step, &bin, &entry.join("kube.ext4"), "256M")
 }
 
 fn go(source: &Path) -> Command {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    debs,
+    debs, disk,
     kernels::{Kernel, Series},
 };
 use crate::{cache, initramfs::Initramfs, step::Step};
@@ -45,9 +45,6 @@ const LEFT_OUT: [&str; 4] = [
     "/usr/share/locale/*",
     "/usr/share/info/*",
 ];
-
-/// What stage one loads to see its disk. Modules that are built into the kernel are skipped.
-const BOOT_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 
 /// Runs in the initramfs: mounts the disk and hands over to the node's own `init`.
 const STAGE_ONE: &str = include_str!("rootfs/stage-one.sh");
@@ -138,14 +135,7 @@ fn assemble(step: &Step, archive: &Path, kernel: &Kernel, entry: &Path) -> Resul
     fs::write(entry.join("initrd"), stage_one(&root, kernel)?)
         .context("failed to write the initrd")?;
     step.progress("making the disk");
-    step.run(
-        Command::new("/sbin/mke2fs")
-            .args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
-            .arg(&root)
-            .arg(entry.join("disk.ext4"))
-            // Sparse: only what is used takes room.
-            .arg("8G"),
-    )?;
+    disk::ext4(step, &root, &entry.join("disk.ext4"), "8G")?;
     cache::remove(&root)
 }
 
@@ -157,7 +147,7 @@ fn stage_one(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     archive.copy("bin/busybox", &root.join("usr/bin/busybox"))?;
     archive.symlink("bin/sh", "busybox");
     archive.file("init", 0o755, STAGE_ONE.as_bytes());
-    for (number, path) in kernel.module_files(&BOOT_MODULES)?.iter().enumerate() {
+    for (number, path) in kernel.module_files(&disk::MODULES)?.iter().enumerate() {
         let content = if path.extension().is_some_and(|extension| extension == "xz") {
             let output = Command::new("xz")
                 .arg("-dc")

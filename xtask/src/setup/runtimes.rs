@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::debs::Release;
+use super::{debs::Release, disk};
 use crate::{cache, step::Step};
 
 const RECIPE: &str = "2";
@@ -130,9 +130,9 @@ fn assemble(step: &Step, packages: &Path, entry: &Path) -> Result<()> {
             .with_context(|| format!("failed to write {name}"))?;
     }
     step.progress("compiling the programs");
-    build(step, &root.join(JAVA).join("bin/javac"), &programs)?;
-    // The package's script would do this. Without it Java starts at half the speed.
     let java = root.join(JAVA);
+    build(step, &java.join("bin/javac"), &programs)?;
+    // The package's script would do this. Without it Java starts at half the speed.
     let archive = java.join("lib/server/classes.jsa");
     step.run(
         Command::new(java.join("bin/java"))
@@ -140,14 +140,7 @@ fn assemble(step: &Step, packages: &Path, entry: &Path) -> Result<()> {
             .arg(format!("-XX:SharedArchiveFile={}", archive.display())),
     )?;
     step.progress("making the disk");
-    step.run(
-        Command::new("/sbin/mke2fs")
-            .args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"])
-            .arg(&root)
-            .arg(entry.join("disk.ext4"))
-            // Sparse: only what is used takes room.
-            .arg("2G"),
-    )?;
+    disk::ext4(step, &root, &entry.join("disk.ext4"), "2G")?;
     cache::remove(&root)
 }
 

@@ -43,9 +43,20 @@ impl Pinned {
     /// # Errors
     /// What the kernel answers.
     pub fn generation(&self, kind: TargetKind, id: u32) -> Result<u32, MapError> {
+        Ok(self.life(kind, id)?.0)
+    }
+
+    /// The generation of a rule, and its deadline.
+    fn life(&self, kind: TargetKind, id: u32) -> Result<(u32, u64), MapError> {
         Ok(match kind {
-            TargetKind::Cgroup | TargetKind::Device => self.rule(id)?.generation,
-            TargetKind::Clock => self.clock_rule(id)?.generation,
+            TargetKind::Cgroup | TargetKind::Device => {
+                let rule = self.rule(id)?;
+                (rule.generation, rule.deadline_ns)
+            }
+            TargetKind::Clock => {
+                let rule = self.clock_rule(id)?;
+                (rule.generation, rule.deadline_ns)
+            }
         })
     }
 
@@ -71,16 +82,7 @@ impl Pinned {
         id: u32,
         generation: u32,
     ) -> Result<Option<u64>, MapError> {
-        let (held, deadline_ns) = match kind {
-            TargetKind::Cgroup | TargetKind::Device => {
-                let rule = self.rule(id)?;
-                (rule.generation, rule.deadline_ns)
-            }
-            TargetKind::Clock => {
-                let rule = self.clock_rule(id)?;
-                (rule.generation, rule.deadline_ns)
-            }
-        };
+        let (held, deadline_ns) = self.life(kind, id)?;
         Ok((held == generation).then_some(deadline_ns))
     }
 

@@ -2,7 +2,7 @@
 //! same names.
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86_64::{ARGUMENTS, EXITS, STUBS, WAIT_EXITS, instruction_pointer};
+pub(super) use x86_64::{ARGUMENTS, EXITS, STUBS, instruction_pointer};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
@@ -11,15 +11,12 @@ mod x86_64 {
     use crate::kernel::btf::Field;
 
     /// Programs that run when a function of the kernel returns: names and functions.
-    pub(crate) const EXITS: [(&str, &str); 3] = [
+    pub(crate) const EXITS: [(&str, &str); 4] = [
         ("clock_shift_gettime", "__x64_sys_clock_gettime"),
         ("clock_shift_timeofday", "__x64_sys_gettimeofday"),
         ("clock_shift_time", "__x64_sys_time"),
+        ("clock_shift_nanosleep", "__x64_sys_clock_nanosleep"),
     ];
-
-    /// The same of system calls that wait until a time.
-    pub(crate) const WAIT_EXITS: [(&str, &str); 1] =
-        [("clock_shift_nanosleep", "__x64_sys_clock_nanosleep")];
 
     /// Where the kernel keeps the number of a system call and its arguments.
     pub(crate) const ARGUMENTS: [(&str, Field); 7] = [

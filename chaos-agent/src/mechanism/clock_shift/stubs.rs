@@ -67,9 +67,7 @@ impl Stubs {
         cgroup: u64,
         pids: impl Fn() -> Vec<u32>,
     ) -> Result<(), MechanismError> {
-        self.held
-            .entry(cgroup)
-            .or_insert_with(|| Held::begin(&self.dispatchers));
+        self.held(cgroup);
         let mut seen = BTreeSet::new();
         for _ in 0..PASSES {
             let new: Vec<u32> = pids().into_iter().filter(|pid| seen.insert(*pid)).collect();
@@ -95,20 +93,13 @@ impl Stubs {
     /// Those who have come since, in other ways than by being started there. Problems are kept for
     /// [`Self::problem`].
     pub fn refresh(&mut self, cgroup: u64, pids: &[u32]) {
-        let held = self
-            .held
-            .entry(cgroup)
-            .or_insert_with(|| Held::begin(&self.dispatchers));
+        let held = self.held(cgroup);
         held.stubbed.retain(|pid| pids.contains(pid));
         held.problems.clear();
         for &pid in pids {
             if let Err(error) = self.stub(cgroup, pid) {
                 let text = format!("process {pid}{}: {error}", self.name(pid));
-                let held = self
-                    .held
-                    .entry(cgroup)
-                    .or_insert_with(|| Held::begin(&self.dispatchers));
-                held.problems.insert(pid, text);
+                self.held(cgroup).problems.insert(pid, text);
             }
         }
     }
@@ -191,15 +182,20 @@ impl Stubs {
             return Ok(());
         }
         let process = self.proc_root.join(pid.to_string());
-        let held = self
-            .held
-            .entry(cgroup)
-            .or_insert_with(|| Held::begin(&self.dispatchers));
-        match self.vdso.give(&process, Content::Stubs)? {
+        let done = self.vdso.give(&process, Content::Stubs)?;
+        let held = self.held(cgroup);
+        match done {
             Done::Changed | Done::Nothing => held.stubbed.insert(pid),
             Done::Absent => held.stubbed.remove(&pid),
         };
         Ok(())
+    }
+
+    /// What is known of a cgroup, from now on.
+    fn held(&mut self, cgroup: u64) -> &mut Held {
+        self.held
+            .entry(cgroup)
+            .or_insert_with(|| Held::begin(&self.dispatchers))
     }
 
     /// ` (redis-server)`, if it is still there.

@@ -1,23 +1,19 @@
 //! Waits until a time: which functions of the kernel our programs stand at, and what they have to
 //! know of this kernel. What they do is in `chaos-ebpf/src/bin/clock_shift/waits.rs`.
 
-use aya::programs::{FEntry, FExit};
-use aya::{Btf, Ebpf};
 use nix::libc;
 
-use super::{arch, refused};
 use crate::kernel::btf::Field;
-use crate::mechanism::{MechanismError, find_mut};
 
 /// Programs that run when a function of the kernel is called: names and functions. All architectures
 /// and all ways into the kernel share this one.
-const ENTRIES: [(&str, &str); 2] = [
+pub(super) const ENTRIES: [(&str, &str); 2] = [
     ("clock_shift_timespec", "get_timespec64"),
     ("clock_shift_itimer", "get_itimerspec64"),
 ];
 
 /// The same, when it returns.
-const EXITS: [(&str, &str); 2] = [
+pub(super) const EXITS: [(&str, &str); 2] = [
     ("clock_shift_timespec_read", "get_timespec64"),
     ("clock_shift_itimer_read", "get_itimerspec64"),
 ];
@@ -56,30 +52,4 @@ pub(super) fn numbers() -> impl Iterator<Item = (&'static str, u32)> {
     CALLS
         .into_iter()
         .map(|(name, number)| (name, number as u32))
-}
-
-fn exits() -> impl Iterator<Item = (&'static str, &'static str)> {
-    EXITS.into_iter().chain(arch::WAIT_EXITS)
-}
-
-/// All dispatchers. What gives memory back comes before what lends it.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    exits().chain(ENTRIES).map(|(name, _)| name)
-}
-
-/// Loads dispatchers and bodies.
-pub(super) fn load(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), MechanismError> {
-    for (name, function) in ENTRIES {
-        for name in [name.to_owned(), format!("{name}_body")] {
-            let entry: &mut FEntry = find_mut(ebpf, &name)?;
-            entry.load(function, btf).map_err(refused)?;
-        }
-    }
-    for (name, function) in exits() {
-        for name in [name.to_owned(), format!("{name}_body")] {
-            let exit: &mut FExit = find_mut(ebpf, &name)?;
-            exit.load(function, btf).map_err(refused)?;
-        }
-    }
-    Ok(())
 }

@@ -2,7 +2,6 @@
 //! time in the program's memory is another while the kernel reads it (`get_itimerspec64`). By which
 //! clock a timer goes is not said there; the kernel's own objects say it.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use aya_ebpf::macros::{fentry, fexit, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::{FEntryContext, FExitContext};
@@ -11,8 +10,10 @@ use chaos_abi::control::GENERATIONS;
 use chaos_ebpf::generation::go_on;
 use chaos_ebpf::{halted, is_on, now_ns};
 
-use super::waits::{ARG2, CALL, TIMER_ABSTIME, constant, give_back, lend, unfinished};
-use super::{ANY, ARG0, ARG1, Ask, ask_all, kernel_field};
+use super::waits::{ARG2, CALL, TIMER_ABSTIME, give_back, lend, unfinished};
+use super::{
+    ANY, ARG0, ARG1, Ask, ask_all, constant, kernel_field, read_kernel, task_and_registers,
+};
 
 /// Numbers of the system calls.
 #[unsafe(no_mangle)]
@@ -92,11 +93,7 @@ pub fn clock_shift_itimer_read_body(ctx: FExitContext) -> i32 {
 /// Moves the time that a timer is being set to.
 #[inline(always)]
 fn set() -> Option<()> {
-    // SAFETY: takes no arguments; the current task is always there.
-    let task = unsafe { bpf_get_current_task_btf() };
-    // SAFETY: the task is the one that the kernel has just given.
-    let regs = unsafe { bpf_task_pt_regs(task) } as *const u8;
-    let task = task.cast::<u8>().cast_const();
+    let (task, regs) = task_and_registers();
     let call = kernel_field::<u64>(regs, &raw const CALL)? as u32;
     let descriptor = call == constant(&raw const TIMERFD_SETTIME);
     if !descriptor && call != constant(&raw const TIMER_SETTIME) {
@@ -155,10 +152,4 @@ fn clock_of_timer(task: *const u8, id: u32) -> Option<u32> {
         link = read_kernel(link)?;
     }
     None
-}
-
-#[inline(always)]
-fn read_kernel(at: *const u8) -> Option<*const u8> {
-    // SAFETY: the helper checks the address itself.
-    unsafe { aya_ebpf::helpers::bpf_probe_read_kernel(at.cast()) }.ok()
 }

@@ -6,7 +6,6 @@
 //! Not here: clocks that are read, which are moved the other way.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use aya_ebpf::macros::{fentry, fexit, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
 use aya_ebpf::programs::{FEntryContext, FExitContext};
@@ -17,7 +16,9 @@ use chaos_abi::wait::{Lent, Place, Wait, true_deadline};
 use chaos_ebpf::generation::go_on;
 use chaos_ebpf::{compare_exchange, fetch_add, halted, is_on, now_ns};
 
-use super::{ARG0, ARG1, Ask, ask_all, kernel_field, read_user, write_user};
+use super::{
+    ARG0, ARG1, Ask, ask_all, constant, kernel_field, read_user, task_and_registers, write_user,
+};
 
 /// Offset in `pt_regs` of the number of the system call, and of its other arguments; then the numbers
 /// of system calls.
@@ -139,10 +140,7 @@ pub fn clock_shift_nanosleep_body(_ctx: FExitContext) -> i32 {
 /// The clock and the place of the deadline, if this system call waits until a time.
 #[inline(always)]
 fn asked() -> Option<(u32, u64)> {
-    // SAFETY: takes no arguments; the current task is always there.
-    let task = unsafe { bpf_get_current_task_btf() };
-    // SAFETY: the task is the one that the kernel has just given.
-    let regs = unsafe { bpf_task_pt_regs(task) } as *const u8;
+    let (_, regs) = task_and_registers();
     let argument = |offset: *const u32| kernel_field::<u64>(regs, offset);
     let call = argument(&raw const CALL)? as u32;
     if call == constant(&raw const CLOCK_NANOSLEEP) {
@@ -283,13 +281,8 @@ fn take(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Len
         }
         // SAFETY: an element of the map; but for the number of holders it is not changed while it
         // has some.
-        let Lent {
-            original,
-            moved,
-            since_ns,
-            ..
-        } = unsafe { lent.read_volatile() };
-        if now > since_ns.saturating_add(UNFINISHED_NS) {
+        let known = unsafe { lent.read_volatile() };
+        if now > known.since_ns.saturating_add(UNFINISHED_NS) {
             // Left behind: the end of the call was kept from us, and the thread is gone.
             let _ = CLOCK_LENT.remove(place);
             continue;
@@ -297,12 +290,10 @@ fn take(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Len
         // SAFETY: aligned, and only changed atomically.
         if unsafe { compare_exchange(holders, count, count + 1) } == count {
             let lent = Lent {
-                original,
-                moved,
-                since_ns,
                 holders: count + 1,
+                ..known
             };
-            return Some((lent, by_ns(original)));
+            return Some((lent, by_ns(lent.original)));
         }
     }
     None
@@ -320,22 +311,16 @@ fn fill(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Len
     };
     let by_ns = by_ns(original);
     let moved = true_deadline(original, by_ns).unwrap_or(original);
-    if moved == original {
-        let _ = CLOCK_LENT.remove(place);
-        let lent = Lent {
-            original,
-            moved,
-            since_ns: now,
-            holders: 0,
-        };
-        return Some((lent, by_ns));
-    }
     let mut lent = Lent {
         original,
         moved,
         since_ns: now,
         holders: 0,
     };
+    if moved == original {
+        let _ = CLOCK_LENT.remove(place);
+        return Some((lent, by_ns));
+    }
     // SAFETY: an element of the map that is ours: others wait for its first holder.
     unsafe { element.write_volatile(lent) };
     // SAFETY: a place inside of the element.
@@ -443,11 +428,4 @@ fn remember(now: u64) {
 pub(super) fn unfinished() -> bool {
     let until = CLOCK_UNFINISHED.get(0).copied().unwrap_or(0);
     until != 0 && now_ns() < until
-}
-
-/// A number that the loader has filled in.
-#[inline(always)]
-pub(super) fn constant(number: *const u32) -> u32 {
-    // SAFETY: a load of read-only data that the loader has replaced before the load.
-    unsafe { core::ptr::read_volatile(number) }
 }

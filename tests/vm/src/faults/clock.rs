@@ -19,6 +19,7 @@ use chaos_planner::fault::{Fault, Mode};
 use self::reader::{Reading, off_by, read, reader};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
+use crate::machine::BPFFS;
 use crate::node::{Host, clock_fault, lasting, nothing_is_pinned};
 use crate::process::Place;
 use crate::vm_test;
@@ -37,7 +38,7 @@ fn seconds(seconds: i64, clocks: &[u32]) -> ClockEffect {
 
 /// The programs that are attached now.
 fn dispatchers() -> Dispatchers {
-    let pins = maps::directory(Path::new("/sys/fs/bpf"));
+    let pins = maps::directory(Path::new(BPFFS));
     Dispatchers::of_links(&pins.join("links"))
 }
 

@@ -2,19 +2,27 @@
 //! started meanwhile. Each has its own way to the clocks: some ask the vDSO through a library, some by
 //! themselves.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
 use super::reader::library;
 use super::{HOUR, MONOTONIC, REALTIME, dispatchers, seconds};
 use crate::cgroup::Cgroup;
 use crate::node::{Host, clock_fault, nothing_is_pinned};
-use crate::process::Place;
-use crate::runtimes::{Asked, command};
+use crate::process::{Place, Process};
+use crate::runtimes::command;
 use crate::vm_test;
 
 /// The monotonic clock is ahead by so many seconds. Not many: timers that are set meanwhile are late by
 /// as much afterwards.
 const AHEAD: i64 = 7;
+
+/// They are ready by then: a virtual machine starts them up to twenty times slower than a real one.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running one answers by then.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Readings that are taken at a time.
 const READINGS: u64 = 5;
@@ -30,9 +38,19 @@ struct Runtime {
     from_start: bool,
 }
 
+impl Runtime {
+    const fn new(program: &'static str, args: &'static [&'static str]) -> Runtime {
+        Runtime {
+            program,
+            args,
+            from_start: false,
+        }
+    }
+}
+
 /// A running one.
 struct Clock {
-    program: Asked,
+    program: Process<[i64; 2]>,
     /// What its monotonic clock shows when the kernel's shows 0, as seen by the first reading; 0 if it
     /// is the kernel's.
     origin: i64,
@@ -43,21 +61,19 @@ impl Clock {
         let mut command = command(runtime.program)?;
         command.args(runtime.args);
         let mut clock = Clock {
-            program: Asked::start(place, command)?,
+            program: place.start(runtime.program, command, START_LIMIT)?,
             origin: 0,
         };
         if runtime.from_start {
             let before = library(MONOTONIC);
-            clock.origin = clock.read()?.1 - before;
+            clock.origin = clock.read()?[1] - before;
         }
         Ok(clock)
     }
 
     /// Nanoseconds of the wall clock and of the monotonic one.
-    fn read(&mut self) -> Result<(i64, i64)> {
-        let answer = self.program.ask()?;
-        let (wall, monotonic) = answer.split_once(' ').context("two numbers")?;
-        Ok((wall.parse()?, monotonic.parse()?))
+    fn read(&mut self) -> Result<[i64; 2]> {
+        self.program.ask(ANSWER_LIMIT)
     }
 
     /// Whether its clocks are ahead by so many seconds, whenever they are read; but for as many times
@@ -66,7 +82,7 @@ impl Clock {
         let (mut wrong, skipped) = (Vec::new(), dispatchers().skipped());
         for _ in 0..READINGS {
             let before = (library(REALTIME), library(MONOTONIC));
-            let (shown_wall, shown_monotonic) = self.read()?;
+            let [shown_wall, shown_monotonic] = self.read()?;
             let after = (library(REALTIME), library(MONOTONIC));
             let within = |shown: i64, by: i64, before: i64, after: i64| {
                 let right = shown - by * 1_000_000_000;
@@ -120,54 +136,37 @@ fn sees_another_time(runtime: &Runtime) -> Result<()> {
 
 vm_test!(a_c_program_sees_another_time, limit = 90);
 fn a_c_program_sees_another_time() -> Result<()> {
-    sees_another_time(&Runtime {
-        program: "/programs/clock-glibc",
-        args: &[],
-        from_start: false,
-    })
+    sees_another_time(&Runtime::new("/programs/clock-glibc", &[]))
 }
 
 vm_test!(a_static_c_program_sees_another_time, limit = 90);
 fn a_static_c_program_sees_another_time() -> Result<()> {
-    sees_another_time(&Runtime {
-        program: "/programs/clock-glibc-static",
-        args: &[],
-        from_start: false,
-    })
+    sees_another_time(&Runtime::new("/programs/clock-glibc-static", &[]))
 }
 
 vm_test!(a_go_program_sees_another_time, limit = 90);
 fn a_go_program_sees_another_time() -> Result<()> {
     sees_another_time(&Runtime {
-        program: "/programs/clock-go",
-        args: &[],
         from_start: true,
+        ..Runtime::new("/programs/clock-go", &[])
     })
 }
 
 vm_test!(a_python_program_sees_another_time, limit = 120);
 fn a_python_program_sees_another_time() -> Result<()> {
-    sees_another_time(&Runtime {
-        program: "/usr/bin/python3",
-        args: &["/programs/clock.py"],
-        from_start: false,
-    })
+    sees_another_time(&Runtime::new("/usr/bin/python3", &["/programs/clock.py"]))
 }
 
 vm_test!(a_node_program_sees_another_time, limit = 180);
 fn a_node_program_sees_another_time() -> Result<()> {
-    sees_another_time(&Runtime {
-        program: "/usr/bin/node",
-        args: &["/programs/clock.js"],
-        from_start: false,
-    })
+    sees_another_time(&Runtime::new("/usr/bin/node", &["/programs/clock.js"]))
 }
 
 vm_test!(a_java_program_sees_another_time, limit = 180);
 fn a_java_program_sees_another_time() -> Result<()> {
-    sees_another_time(&Runtime {
-        program: "/usr/lib/jvm/java-17-openjdk-amd64/bin/java",
-        args: &[
+    sees_another_time(&Runtime::new(
+        "/usr/lib/jvm/java-17-openjdk-amd64/bin/java",
+        &[
             "-Xmx64m",
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
@@ -175,6 +174,5 @@ fn a_java_program_sees_another_time() -> Result<()> {
             "/programs",
             "Clock",
         ],
-        from_start: false,
-    })
+    ))
 }

@@ -95,10 +95,7 @@ fn run(args: &str) -> Result<()> {
     for &way in &task.ways {
         let started = Stamp::now();
         let until = library(task.clock) + task.milliseconds * 1_000_000;
-        let deadline = libc::timespec {
-            tv_sec: until.div_euclid(SECOND),
-            tv_nsec: until.rem_euclid(SECOND),
-        };
+        let deadline = timespec(until);
         page.hold(deadline, task.read_only)?;
         way.wait(task.clock, page.0)?;
         let took = Stamp::now().since(started).as_millis() as i64;
@@ -113,6 +110,14 @@ fn run(args: &str) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Nanoseconds of a clock, as the kernel takes them.
+fn timespec(nanos: i64) -> libc::timespec {
+    libc::timespec {
+        tv_sec: nanos.div_euclid(SECOND),
+        tv_nsec: nanos.rem_euclid(SECOND),
+    }
 }
 
 /// A page of memory with a deadline, as a timer has it.
@@ -133,10 +138,7 @@ impl Page {
 
     fn hold(&self, deadline: libc::timespec, read_only: bool) -> Result<()> {
         let timer = libc::itimerspec {
-            it_interval: libc::timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
+            it_interval: timespec(0),
             it_value: deadline,
         };
         // SAFETY: the page is ours, writable, and larger.
@@ -364,10 +366,7 @@ fn crowd(_: &str) -> Result<()> {
         for _ in 0..ROUNDS {
             let started = Stamp::now();
             let until = library(REALTIME) + AWAY.as_nanos() as i64;
-            let deadline = libc::timespec {
-                tv_sec: until.div_euclid(SECOND),
-                tv_nsec: until.rem_euclid(SECOND),
-            };
+            let deadline = timespec(until);
             page.hold(deadline, false)?;
             barrier.wait();
             barrier.wait();
