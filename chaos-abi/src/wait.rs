@@ -4,6 +4,10 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::clock::shifted;
 
+/// For how long the programs have something to finish when the last rule is gone: from its
+/// interruption until a thread is back in the kernel, from lending until the memory is as it was.
+pub const UNFINISHED_NS: u64 = 10_000_000_000;
+
 /// A wait of a thread that was moved, or was not, although there are rules for its clock: asked for
 /// again after an interruption, it is moved as it was before, whatever the rules are by then.
 #[repr(C)]

@@ -66,6 +66,8 @@ pub struct Executor {
     ids: Ids,
     /// Faults that have ended, with programs whose vDSO could not be put back yet: one of each cgroup.
     unrestored: Vec<Armed>,
+    /// Since when the attached programs for clocks have nothing to do, CLOCK_MONOTONIC nanoseconds.
+    clocks_idle_ns: Option<u64>,
 }
 
 impl Executor {
@@ -96,6 +98,7 @@ impl Executor {
             devices,
             ids,
             unrestored: Vec::new(),
+            clocks_idle_ns: None,
         }
     }
 

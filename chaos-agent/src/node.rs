@@ -190,11 +190,14 @@ impl Node {
             }
         }
         let drained = self.executor.drain();
+        let armed = self.entries.values().filter_map(Entry::armed);
+        let rest_ns = self.executor.rest_clocks(armed, now);
         self.verify_recovered(now);
         if changes || drained.detached {
             self.write_journal();
         }
-        self.next(clock::now_ns(), drained.look_ns, halted)
+        let look_ns = drained.look_ns.into_iter().chain(rest_ns).min();
+        self.next(clock::now_ns(), look_ns, halted)
     }
 
     /// What the kernel holds of the faults of an owner, or of all; counters included.
@@ -465,14 +468,14 @@ impl Node {
         }
     }
 
-    fn next(&self, now: u64, drained_at: Option<u64>, halted: bool) -> Duration {
+    fn next(&self, now: u64, asked_ns: Option<u64>, halted: bool) -> Duration {
         let of_entries = self
             .entries
             .values()
             .filter_map(|entry| entry.next_ns(now, halted));
         let any = !self.entries.is_empty() || !self.executor.unrestored().is_empty();
         let look = (any || halted).then(|| self.looked_ns.saturating_add(nanos(LOOK_EVERY)));
-        let earliest = of_entries.chain(drained_at).chain(look).min();
+        let earliest = of_entries.chain(asked_ns).chain(look).min();
         earliest.map_or(Duration::from_secs(60), |at| {
             Duration::from_nanos(at.saturating_sub(now)).max(Duration::from_millis(1))
         })

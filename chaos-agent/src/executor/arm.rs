@@ -177,6 +177,7 @@ impl Executor {
                 }
             }
         }
+        self.attach_clocks(armed)?;
         PeerEntries::default().enter(&entries(armed), &mut self.maps)?;
         self.tell_depths(load)?;
         for rule in armed.each_rule() {

@@ -39,6 +39,7 @@ const BPRM: [(&str, Field); 3] = [
 pub struct ClockShift {
     ebpf: Ebpf,
     links: PathBuf,
+    attached: bool,
     /// Programs that ran before the fault began.
     pub stubs: Stubs,
 }
@@ -92,6 +93,7 @@ impl ClockShift {
         Ok(Self {
             ebpf,
             links: pins.join("links"),
+            attached: false,
             stubs,
         })
     }
@@ -101,46 +103,63 @@ impl ClockShift {
         &mut self.ebpf
     }
 
-    /// Attaches the dispatchers, unless those of a predecessor are: they go on in our bodies as
-    /// well. Their links are pinned, so that what is armed outlives this process until its deadline.
+    /// Whether the kernel lets our programs stand at its functions: tried at the one that is called
+    /// least. Nothing stays attached, unless a predecessor has left something so: then all of it is.
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
+    pub fn try_or_take_over(&mut self) -> Result<(), MechanismError> {
+        if hooks().any(|name| self.links.join(name).exists()) {
+            return self.attach();
+        }
+        link(&mut self.ebpf, arch::SELDOM).map(drop)
+    }
+
+    /// Attaches the dispatchers, unless those of a predecessor are: they go on in our bodies as
+    /// well. Their links are pinned, so that what is armed outlives this process until its deadline.
+    ///
+    /// Not before there is a fault on a clock: where they stand, everybody on this node makes a
+    /// detour of some nanoseconds through the kernel's trampoline.
+    ///
+    /// # Errors
+    /// [`MechanismError`]
     pub fn attach(&mut self) -> Result<(), MechanismError> {
+        if self.attached {
+            return Ok(());
+        }
         let links = &self.links;
         fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
-        for name in hooks() {
+        let attached = hooks().try_for_each(|name| {
             let path = links.join(name);
             if path.exists() {
-                continue;
+                return Ok(());
             }
-            let link = match self.ebpf.program_mut(name) {
-                Some(Program::FExit(exit)) => exit
-                    .attach()
-                    .and_then(|id| exit.take_link(id))
-                    .map(FdLink::from),
-                Some(Program::FEntry(entry)) => entry
-                    .attach()
-                    .and_then(|id| entry.take_link(id))
-                    .map(FdLink::from),
-                Some(Program::BtfTracePoint(exec)) => exec
-                    .attach()
-                    .and_then(|id| exec.take_link(id))
-                    .map(FdLink::from),
-                _ => return Err(LoadError::Absent.into()),
-            };
-            pin(link.map_err(program("attach clock_shift"))?, &path)?;
+            pin(link(&mut self.ebpf, name)?, &path)
+        });
+        if let Err(error) = attached {
+            // The first error is the one to tell. Half of them would be no fault at all.
+            drop(self.detach());
+            return Err(error);
         }
+        self.attached = true;
         self.stubs.dispatchers = Dispatchers::of_links(&self.links);
         Ok(())
     }
 
-    /// Removes the programs.
+    /// Whether everything is attached.
+    pub const fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Removes the dispatchers from the kernel's functions.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
-        for name in hooks() {
+        self.attached = false;
+        self.stubs.dispatchers = Dispatchers::default();
+        // Those that lend a program's memory go before those that give it back.
+        for name in hooks().rev() {
             unpin(&self.links.join(name))?;
         }
         Ok(())
@@ -162,18 +181,38 @@ impl ClockShift {
 
 /// Names of the dispatchers, and of their links. What gives a program's memory back comes before what
 /// lends it (`waits`).
-fn hooks() -> impl Iterator<Item = &'static str> {
+fn hooks() -> impl DoubleEndedIterator<Item = &'static str> {
     let exits = exits().map(|(name, _)| name);
     let entries = waits::ENTRIES.into_iter().map(|(name, _)| name);
     exits.chain([EXEC]).chain(entries)
 }
 
-fn exits() -> impl Iterator<Item = (&'static str, &'static str)> {
+fn exits() -> impl DoubleEndedIterator<Item = (&'static str, &'static str)> {
     arch::EXITS.into_iter().chain(waits::EXITS)
 }
 
 fn dispatcher_and_body(name: &str) -> [String; 2] {
     [name.to_owned(), format!("{name}_body")]
+}
+
+/// Attaches one of them.
+fn link(ebpf: &mut Ebpf, name: &str) -> Result<FdLink, MechanismError> {
+    let link = match ebpf.program_mut(name) {
+        Some(Program::FExit(exit)) => exit
+            .attach()
+            .and_then(|id| exit.take_link(id))
+            .map(FdLink::from),
+        Some(Program::FEntry(entry)) => entry
+            .attach()
+            .and_then(|id| entry.take_link(id))
+            .map(FdLink::from),
+        Some(Program::BtfTracePoint(exec)) => exec
+            .attach()
+            .and_then(|id| exec.take_link(id))
+            .map(FdLink::from),
+        _ => return Err(LoadError::Absent.into()),
+    };
+    link.map_err(program("attach clock_shift"))
 }
 
 /// Under lockdown the kernel does not know the helper that writes a program's memory

@@ -12,7 +12,7 @@ use aya_ebpf::programs::{FEntryContext, FExitContext};
 use chaos_abi::clock::REALTIME;
 use chaos_abi::control;
 use chaos_abi::control::GENERATIONS;
-use chaos_abi::wait::{Lent, Place, Wait, true_deadline};
+use chaos_abi::wait::{Lent, Place, UNFINISHED_NS, Wait, true_deadline};
 use chaos_ebpf::generation::go_on;
 use chaos_ebpf::{compare_exchange, fetch_add, halted, is_on, now_ns};
 
@@ -67,10 +67,6 @@ static CLOCK_LENT: HashMap<Place, Lent> = HashMap::pinned(MAX_LENT, 0);
 /// may be no rule any more.
 #[map]
 static CLOCK_UNFINISHED: Array<u64> = Array::pinned(1, 0);
-
-/// For how long: from its interruption until a thread is back in the kernel, from lending until the
-/// memory is as it was.
-const UNFINISHED_NS: u64 = 10_000_000_000;
 
 /// Bodies of [`clock_shift_timespec`].
 #[map]
@@ -252,7 +248,7 @@ pub(super) fn lend(clock: u32, at: u64) {
 }
 
 /// How many times a place is looked at that belongs to another thread for the moment.
-const TRIES: u32 = 32;
+const TRIES: u32 = 8;
 
 /// Becomes a holder of the deadline at this place, which is to be moved by what `by_ns` says of it, or
 /// as those have moved it who are in the midst of it: there is one value in this place. No holder, if

@@ -7,7 +7,8 @@ mod runtimes;
 mod servers;
 mod waits;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +20,7 @@ use chaos_planner::fault::{Fault, Mode};
 use self::reader::{Reading, off_by, read, reader};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
-use crate::machine::BPFFS;
+use crate::machine::{BPFFS, release};
 use crate::node::{Host, clock_fault, lasting, nothing_is_pinned};
 use crate::process::Place;
 use crate::vm_test;
@@ -36,10 +37,13 @@ fn seconds(seconds: i64, clocks: &[u32]) -> ClockEffect {
     }
 }
 
+fn links() -> PathBuf {
+    maps::directory(Path::new(BPFFS)).join("links")
+}
+
 /// The programs that are attached now.
 fn dispatchers() -> Dispatchers {
-    let pins = maps::directory(Path::new(BPFFS));
-    Dispatchers::of_links(&pins.join("links"))
+    Dispatchers::of_links(&links())
 }
 
 fn ahead(cgroup: &Cgroup) -> Fault {
@@ -115,6 +119,40 @@ fn several_faults_on_one_clock_add_up() -> Result<()> {
     let one = read(inside(), 5)?;
     off_by(&one, REALTIME, -600)?;
     off_by(&one, MONOTONIC, -600)
+}
+
+/// How many functions of the kernel have our programs for clocks.
+fn places() -> Result<usize> {
+    let names = fs::read_dir(links())?
+        .flatten()
+        .map(|link| link.file_name());
+    Ok(names
+        .filter(|name| name.to_string_lossy().starts_with("clock_shift_"))
+        .count())
+}
+
+vm_test!(
+    programs_stand_at_the_clocks_only_while_a_fault_needs_them,
+    limit = 120
+);
+fn programs_stand_at_the_clocks_only_while_a_fault_needs_them() -> Result<()> {
+    let target = Cgroup::new()?;
+    let inside = || Place::host().in_cgroup(&target);
+    let mut host = Host::open()?;
+    ensure!(places()? == 0, "{} without a fault", places()?);
+    host.arm(ahead(&target))?;
+    let all = places()?;
+    ensure!(all > 1, "{all} with a fault");
+    host.recover("c")?;
+    // The next fault may follow, and who waits has something to finish.
+    ensure!(places()? == all, "{} right after", places()?);
+    if !release()?.starts_with("6.12.") {
+        return Ok(());
+    }
+    host.run_for(Duration::from_secs(35));
+    ensure!(places()? == 0, "{} long after", places()?);
+    host.arm(ahead(&target))?;
+    off_by(&read(inside(), 5)?, REALTIME, HOUR)
 }
 
 vm_test!(observing_counts_clock_reads_and_shifts_none, limit = 60);

@@ -51,8 +51,8 @@ impl Runtime {
 /// A running one.
 struct Clock {
     program: Process<[i64; 2]>,
-    /// What its monotonic clock shows when the kernel's shows 0, as seen by the first reading; 0 if it
-    /// is the kernel's.
+    /// What its monotonic clock shows when the kernel's shows 0, as the quickest of a few readings has
+    /// it; 0 if it is the kernel's.
     origin: i64,
 }
 
@@ -65,8 +65,12 @@ impl Clock {
             origin: 0,
         };
         if runtime.from_start {
-            let before = library(MONOTONIC);
-            clock.origin = clock.read()?[1] - before;
+            let mut origins = Vec::new();
+            for _ in 0..READINGS {
+                let before = library(MONOTONIC);
+                origins.push(clock.read()?[1] - before);
+            }
+            clock.origin = origins.into_iter().min().unwrap_or(0);
         }
         Ok(clock)
     }
