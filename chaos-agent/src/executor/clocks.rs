@@ -46,7 +46,7 @@ impl Executor {
             return Some(rest_at);
         }
         self.clocks_idle_ns = None;
-        if let Err(error) = clock_shift.detach() {
+        if let Err(error) = clock_shift.rest() {
             tracing::warn!(%error, "failed to detach the programs for clocks; they stay, and do nothing");
         }
         None

@@ -27,6 +27,11 @@ use crate::kernel::btf::{Field, Layout};
 use crate::kernel::lockdown;
 use crate::kernel::objects::{LoadError, Loader};
 
+/// Behind the system call of those who sleep until a time. Always attached: whoever is in there when it
+/// is attached is not seen to come out, and a sleep that the beginning of a fault interrupts has to keep
+/// its end.
+const SLEEPS: &str = "clock_shift_nanosleep";
+
 const EXEC: &str = "clock_shift_exec";
 
 const BPRM: [(&str, Field); 3] = [
@@ -103,16 +108,19 @@ impl ClockShift {
         &mut self.ebpf
     }
 
-    /// Whether the kernel lets our programs stand at its functions: tried at the one that is called
-    /// least. Nothing stays attached, unless a predecessor has left something so: then all of it is.
+    /// Attaches the one dispatcher that has to be there before there is a fault, [`SLEEPS`]; with it the
+    /// others, if a predecessor has any of them attached.
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
-    pub fn try_or_take_over(&mut self) -> Result<(), MechanismError> {
-        if hooks().any(|name| self.links.join(name).exists()) {
+    pub fn begin(&mut self) -> Result<(), MechanismError> {
+        let taken_over = hooks().any(|name| name != SLEEPS && self.links.join(name).exists());
+        if taken_over {
             return self.attach();
         }
-        link(&mut self.ebpf, arch::SELDOM).map(drop)
+        self.attach_at(SLEEPS)?;
+        self.stubs.dispatchers = Dispatchers::of_links(&self.links);
+        Ok(())
     }
 
     /// Attaches the dispatchers, unless those of a predecessor are: they go on in our bodies as
@@ -127,18 +135,9 @@ impl ClockShift {
         if self.attached {
             return Ok(());
         }
-        let links = &self.links;
-        fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
-        let attached = hooks().try_for_each(|name| {
-            let path = links.join(name);
-            if path.exists() {
-                return Ok(());
-            }
-            pin(link(&mut self.ebpf, name)?, &path)
-        });
-        if let Err(error) = attached {
+        if let Err(error) = hooks().try_for_each(|name| self.attach_at(name)) {
             // The first error is the one to tell. Half of them would be no fault at all.
-            drop(self.detach());
+            drop(self.rest());
             return Err(error);
         }
         self.attached = true;
@@ -146,23 +145,42 @@ impl ClockShift {
         Ok(())
     }
 
+    fn attach_at(&mut self, name: &str) -> Result<(), MechanismError> {
+        let links = &self.links;
+        fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
+        let path = links.join(name);
+        if path.exists() {
+            return Ok(());
+        }
+        pin(link(&mut self.ebpf, name)?, &path)
+    }
+
     /// Whether everything is attached.
     pub const fn is_attached(&self) -> bool {
         self.attached
     }
 
-    /// Removes the dispatchers from the kernel's functions.
+    /// Removes the dispatchers from the kernel's functions, but for [`SLEEPS`].
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn rest(&mut self) -> Result<(), MechanismError> {
+        self.attached = false;
+        // Those that lend a program's memory go before those that give it back.
+        for name in hooks().rev().filter(|name| *name != SLEEPS) {
+            unpin(&self.links.join(name))?;
+        }
+        self.stubs.dispatchers = Dispatchers::of_links(&self.links);
+        Ok(())
+    }
+
+    /// Removes all of them.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
-        self.attached = false;
-        self.stubs.dispatchers = Dispatchers::default();
-        // Those that lend a program's memory go before those that give it back.
-        for name in hooks().rev() {
-            unpin(&self.links.join(name))?;
-        }
-        Ok(())
+        self.rest()?;
+        unpin(&self.links.join(SLEEPS))
     }
 
     /// What the kernel is told, but for generation and deadline.

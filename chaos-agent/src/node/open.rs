@@ -107,7 +107,7 @@ impl Node {
             Ok(mechanism)
         });
         let clock_shift = clock_shift.and_then(|mut mechanism| {
-            mechanism.try_or_take_over()?;
+            mechanism.begin()?;
             generation.enter(mechanism.programs())?;
             Ok(mechanism)
         });

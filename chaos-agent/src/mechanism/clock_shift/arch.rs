@@ -2,7 +2,7 @@
 //! same names.
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86_64::{ARGUMENTS, EXITS, SELDOM, STUBS, instruction_pointer};
+pub(super) use x86_64::{ARGUMENTS, EXITS, STUBS, instruction_pointer};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
@@ -17,9 +17,6 @@ mod x86_64 {
         ("clock_shift_time", "__x64_sys_time"),
         ("clock_shift_nanosleep", "__x64_sys_clock_nanosleep"),
     ];
-
-    /// One of them whose function hardly anybody calls: time(2), which the vDSO has.
-    pub(crate) const SELDOM: &str = "clock_shift_time";
 
     /// Where the kernel keeps the number of a system call and its arguments.
     pub(crate) const ARGUMENTS: [(&str, Field); 7] = [

@@ -139,7 +139,8 @@ fn programs_stand_at_the_clocks_only_while_a_fault_needs_them() -> Result<()> {
     let target = Cgroup::new()?;
     let inside = || Place::host().in_cgroup(&target);
     let mut host = Host::open()?;
-    ensure!(places()? == 0, "{} without a fault", places()?);
+    // One is for those who sleep already when a fault begins.
+    ensure!(places()? == 1, "{} without a fault", places()?);
     host.arm(ahead(&target))?;
     let all = places()?;
     ensure!(all > 1, "{all} with a fault");
@@ -150,7 +151,7 @@ fn programs_stand_at_the_clocks_only_while_a_fault_needs_them() -> Result<()> {
         return Ok(());
     }
     host.run_for(Duration::from_secs(35));
-    ensure!(places()? == 0, "{} long after", places()?);
+    ensure!(places()? == 1, "{} long after", places()?);
     host.arm(ahead(&target))?;
     off_by(&read(inside(), 5)?, REALTIME, HOUR)
 }
