@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use chaos_api::clock::Skew;
+use chaos_api::clock::{self, Skew};
 use chaos_api::documents::Document;
 use chaos_api::external::{External, Host};
 use chaos_api::shaping::{Shaping, Share};
@@ -17,7 +17,7 @@ use chaos_api::v1alpha1::faultline::InjectionMode;
 use chaos_api::v1alpha1::{Direction, Lifecycle, NetworkAction, NetworkChaosSpec, PodSelector};
 use chaos_api::validate::FieldError;
 use chaos_api::{duration, percent};
-use chaos_planner::clock::ClockEffect;
+use chaos_planner::clock::{ClockEffect, Jump};
 use chaos_planner::fault::{
     Bandwidth, Chance, Delay, Effect, Fault, Lifetime, Mode, NetworkEffect, Peak, Peer, Reorder,
     Sample, TargetRef,
@@ -95,8 +95,18 @@ pub fn fault(
             ..effect(&chaos.spec)?
         }),
         Document::Time(chaos) => {
-            let Skew { offset_ns, clocks } = Skew::of(&chaos.spec)?;
-            Effect::Clock(ClockEffect { offset_ns, clocks })
+            let Skew {
+                offset_ns,
+                clocks,
+                drift_ppm,
+                jumps,
+            } = Skew::of(&chaos.spec)?;
+            Effect::Clock(ClockEffect {
+                offset_ns,
+                clocks,
+                drift_ppm,
+                jumps: jumps.into_iter().map(jump).collect(),
+            })
         }
     };
     Ok(Fault {
@@ -119,6 +129,13 @@ pub fn fault(
         sample: sample(lifecycle)?,
         effect,
     })
+}
+
+const fn jump(jump: clock::Jump) -> Jump {
+    Jump {
+        after_ns: jump.after_ns,
+        by_ns: jump.by_ns,
+    }
 }
 
 /// `None`, which is everybody, without `externalTargets`.

@@ -12,7 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::v1alpha1::{NetworkChaos, TimeChaos};
-use crate::validate::{GAPS, Gap, TIME_GAPS};
+use crate::validate::{GAPS, Gap, NETWORK_GAPS, TIME_GAPS};
 
 mod network;
 mod shared;
@@ -27,7 +27,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         finish(
             NetworkChaos::crd(),
             "Packets hit so far.",
-            &[],
+            NETWORK_GAPS,
             network::add_rules,
         ),
         finish(

@@ -8,7 +8,7 @@
 
 use kube::Resource;
 
-pub use faultline::{FaultlineSpec, Guards, InjectionMode, Sample};
+pub use faultline::{ClockJump, FaultlineSpec, Guards, InjectionMode, Sample};
 pub use lifecycle::{Lifecycle, Scheduler};
 pub use networkchaos::{
     Bandwidth, Corrupt, Delay, Direction, Duplicate, Loss, NetworkAction, NetworkChaos,

@@ -18,9 +18,10 @@ mod unsupported;
 
 pub use network::MAX_LATENCY;
 pub(crate) use time::{
-    CONTAINER_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, OFFSET_ADVICE, clock_advice,
+    CONTAINER_ADVICE, JUMP_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, NO_RATE, NO_SPEED,
+    OFFSET_ADVICE, RATE_ADVICE, SPEED_ADVICE, clock_advice,
 };
-pub use unsupported::{GAPS, Gap, TIME_GAPS};
+pub use unsupported::{GAPS, Gap, NETWORK_GAPS, TIME_GAPS};
 
 /// The value shown for a field that is not set.
 pub const NOT_SET: &str = "not set";
@@ -81,7 +82,9 @@ impl std::error::Error for FieldError {}
 pub fn network_chaos(chaos: &NetworkChaos) -> Vec<FieldError> {
     let mut errors = Errors::default();
     network::check(&chaos.spec, "spec", &mut errors);
-    unsupported::check(GAPS, &chaos.spec.lifecycle, "spec", &mut errors);
+    for gaps in [GAPS, NETWORK_GAPS] {
+        unsupported::check(gaps, &chaos.spec.lifecycle, "spec", &mut errors);
+    }
     errors.0
 }
 

@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::capabilities::Capability;
-    use crate::clock::ClockEffect;
+    use crate::clock::{ClockEffect, Jump};
     use crate::fault::{Bandwidth, Chance, Delay};
 
     fn node(lacking: &[Mechanism]) -> Capabilities {
@@ -340,20 +340,40 @@ mod tests {
         let hour = ClockEffect {
             offset_ns: 3_600_000_000_000,
             clocks: 1,
+            ..ClockEffect::default()
+        };
+        let jump = Jump {
+            after_ns: 1,
+            by_ns: 1,
+        };
+        let with = |offset_ns, drift_ppm, jumps| ClockEffect {
+            offset_ns,
+            clocks: 1,
+            drift_ppm,
+            jumps: vec![jump; jumps],
         };
         let of = |clock, lacking: &[_]| choose(&Effect::Clock(clock), &pod(true), &node(lacking));
-        assert_eq!(of(hour, &[]), Ok(vec![Mechanism::ClockShift]));
+        for clock in [hour.clone(), with(0, -990_000, 0), with(0, 0, 8)] {
+            assert_eq!(of(clock, &[]), Ok(vec![Mechanism::ClockShift]));
+        }
         for (clock, lacking, expected) in [
-            (hour, &[Mechanism::ClockShift][..], "cannot do clock skew"),
-            (ClockEffect { clocks: 0, ..hour }, &[], "no clock is named"),
+            (
+                hour.clone(),
+                &[Mechanism::ClockShift][..],
+                "cannot do clock skew",
+            ),
             (
                 ClockEffect {
-                    offset_ns: 0,
-                    ..hour
+                    clocks: 0,
+                    ..hour.clone()
                 },
                 &[],
-                "an offset of 0",
+                "no clock is named",
             ),
+            (with(0, 0, 0), &[], "an offset of 0"),
+            (with(0, -990_001, 0), &[], "a hundredth"),
+            (with(0, 99_000_001, 0), &[], "a hundredth"),
+            (with(1, 0, 9), &[], "at most 8 times"),
         ] {
             let text = of(clock, lacking).expect_err("must be refused").to_string();
             assert!(text.contains(expected), "{text}");

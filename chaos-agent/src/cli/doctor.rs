@@ -208,6 +208,7 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
         Effect::Clock(ClockEffect {
             offset_ns: 1,
             clocks: 1,
+            ..ClockEffect::default()
         }),
     )])
     .map(

@@ -9,6 +9,7 @@ use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Mode, NetworkEffect, TargetRef};
 
 use super::{Armed, ArmedRule};
+use crate::kernel::clock;
 use crate::kernel::netlink::Netlink;
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
@@ -64,12 +65,12 @@ pub(super) fn kernel_rule(
     made
 }
 
-/// The same for a rule about clocks.
+/// The same for a rule about clocks, which begins now.
 pub(super) fn clock_rule(armed: &Armed, rule: &ArmedRule, effect: &ClockEffect) -> ClockRule {
     ClockRule {
         generation: rule.generation,
         deadline_ns: armed.deadline_ns,
-        ..ClockShift::rule(effect, armed.fault.mode)
+        ..ClockShift::rule(effect, armed.fault.mode, clock::now_ns(), clock::bases_ns())
     }
 }
 

@@ -1,12 +1,19 @@
-//! The clock of deadlines: CLOCK_MONOTONIC, as `bpf_ktime_get_ns` and fq read it.
+//! The clock of deadlines: CLOCK_MONOTONIC, as `bpf_ktime_get_ns` and fq read it; and what others show.
 
+use chaos_abi::clock::BASES;
 use nix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now_ns() -> u64 {
-    // The clock exists on every Linux and the call cannot fail with a valid pointer.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| {
-        u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000
-            + u64::try_from(t.tv_nsec()).unwrap_or(0)
-    })
+    u64::try_from(read(ClockId::CLOCK_MONOTONIC)).unwrap_or(0)
+}
+
+/// What each of [`BASES`] shows, in nanoseconds.
+pub fn bases_ns() -> [i64; 4] {
+    BASES.map(|clock| read(ClockId::from_raw(clock.cast_signed())))
+}
+
+fn read(clock: ClockId) -> i64 {
+    // These clocks exist on every Linux, and the call cannot fail with a valid pointer.
+    clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }

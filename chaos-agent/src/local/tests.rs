@@ -232,7 +232,8 @@ fn selectors_may_be_there_and_mean_nothing() {
 #[test]
 fn a_clock_is_set_ahead_or_back() {
     let text = "apiVersion: chaos-mesh.org/v1alpha1\nkind: TimeChaos\nmetadata: {name: x}\nspec:\n  \
-                timeOffset: -1h30m\n  clockIds: [CLOCK_REALTIME, CLOCK_BOOTTIME]\n";
+                timeOffset: -1h30m\n  clockIds: [CLOCK_REALTIME, CLOCK_BOOTTIME]\n  \
+                faultline: {rate: '0.5', jumps: [{after: 1m, by: 5m}, {after: 90s, by: -10s}]}\n";
     let parsed = documents::parse_for_host(text, &rules).unwrap();
     let target = TargetRef::Cgroup("/a".into());
     let none = |_: &str| Ok(Vec::new());
@@ -245,12 +246,20 @@ fn a_clock_is_set_ahead_or_back() {
         fault.effect,
         Effect::Clock(ClockEffect {
             offset_ns: -5_400_000_000_000,
-            clocks: 0b1000_0001
+            clocks: 0b1000_0001,
+            drift_ppm: -500_000,
+            jumps: [(60, 300), (90, -10)]
+                .map(|(after, by)| Jump {
+                    after_ns: after * 1_000_000_000,
+                    by_ns: by * 1_000_000_000,
+                })
+                .to_vec(),
         })
     );
     assert_eq!(
         describe(&fault),
-        "CLOCK_REALTIME and CLOCK_BOOTTIME 1h30m0s behind"
+        "CLOCK_REALTIME and CLOCK_BOOTTIME 1h30m0s behind, at 0.5 times its speed, +5m0s after 60s, \
+         -10s after 90s"
     );
     assert!(!selects_pods(&parsed[0]));
 }

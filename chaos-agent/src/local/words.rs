@@ -1,6 +1,8 @@
 //! A fault in words.
 
-use chaos_api::clock::CLOCKS;
+use std::time::Duration;
+
+use chaos_api::clock::{self, CLOCKS};
 use chaos_api::duration;
 use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Effect, Fault, Mode, NetworkEffect, Peer};
@@ -19,19 +21,31 @@ pub fn describe(fault: &Fault) -> String {
     format!("{what}{observe}")
 }
 
-/// "CLOCK_REALTIME 1h30m0s ahead".
+/// "CLOCK_REALTIME 1h30m0s ahead, at 1.1 times its speed, -5m0s after 10s".
 fn clock(effect: &ClockEffect) -> String {
     let names: Vec<_> = CLOCKS
         .iter()
         .filter(|(_, id)| effect.clocks & 1 << id != 0)
         .map(|(name, _)| *name)
         .collect();
+    let mut parts = Vec::new();
     let offset = duration::format_nanos(effect.offset_ns);
-    let (off, way) = match offset.strip_prefix('-') {
-        Some(off) => (off, "behind"),
-        None => (offset.as_str(), "ahead"),
-    };
-    format!("{} {off} {way}", names.join(" and "))
+    match offset.strip_prefix('-') {
+        Some(off) => parts.push(format!("{off} behind")),
+        None if effect.offset_ns != 0 => parts.push(format!("{offset} ahead")),
+        None => {}
+    }
+    if effect.drift_ppm != 0 {
+        let rate = clock::format_rate(effect.drift_ppm);
+        parts.push(format!("at {rate} times its speed"));
+    }
+    for jump in &effect.jumps {
+        let sign = if jump.by_ns < 0 { "" } else { "+" };
+        let by = duration::format_nanos(jump.by_ns);
+        let after = Duration::from_nanos(jump.after_ns);
+        parts.push(format!("{sign}{by} after {after:?}"));
+    }
+    format!("{} {}", names.join(" and "), parts.join(", "))
 }
 
 fn network(network: &NetworkEffect) -> String {

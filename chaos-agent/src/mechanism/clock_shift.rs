@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, FEntry, FExit, Program};
-use chaos_abi::clock::{ClockRule, flag};
+use chaos_abi::clock::{ClockRule, DRIFTS_PPM, Jump, MAX_JUMPS, flag};
 use chaos_planner::capabilities::Mechanism;
-use chaos_planner::clock::ClockEffect;
+use chaos_planner::clock::{self, ClockEffect};
 use chaos_planner::fault::Mode;
 
 pub use self::skipped::Dispatchers;
@@ -26,6 +26,13 @@ use super::{MechanismError, find_mut, io_error, pin, program, unpin};
 use crate::kernel::btf::{Field, Layout};
 use crate::kernel::lockdown;
 use crate::kernel::objects::{LoadError, Loader};
+
+// The planner asks for nothing that a rule has no room for.
+const _: () = assert!(
+    clock::MAX_JUMPS == MAX_JUMPS
+        && *clock::DRIFTS_PPM.start() == *DRIFTS_PPM.start()
+        && *clock::DRIFTS_PPM.end() == *DRIFTS_PPM.end()
+);
 
 /// Behind the system call of those who sleep until a time. Always attached: whoever is in there when it
 /// is attached is not seen to come out, and a sleep that the beginning of a fault interrupts has to keep
@@ -183,8 +190,14 @@ impl ClockShift {
         unpin(&self.links.join(SLEEPS))
     }
 
-    /// What the kernel is told, but for generation and deadline.
-    pub fn rule(effect: &ClockEffect, mode: Mode) -> ClockRule {
+    /// What the kernel is told, but for generation and deadline, at CLOCK_MONOTONIC nanoseconds `now`,
+    /// when clocks show `began_ns`.
+    pub fn rule(effect: &ClockEffect, mode: Mode, now: u64, began_ns: [i64; 4]) -> ClockRule {
+        let mut jumps = [Jump::default(); MAX_JUMPS];
+        for (place, jump) in jumps.iter_mut().zip(&effect.jumps) {
+            place.at_ns = now.saturating_add(jump.after_ns);
+            place.by_ns = jump.by_ns;
+        }
         ClockRule {
             flags: match mode {
                 Mode::Inject => 0,
@@ -192,6 +205,9 @@ impl ClockShift {
             },
             offset_ns: effect.offset_ns,
             clocks: effect.clocks,
+            drift_ppm: effect.drift_ppm,
+            began_ns,
+            jumps,
             ..ClockRule::default()
         }
     }

@@ -24,6 +24,9 @@ const MAX_NAME: i64 = 253;
 const MAX_TEXT: i64 = 4096;
 const MAX_NUMBER: i64 = 64;
 
+/// Of clocks; [`crate::clock::MAX_JUMPS`].
+const MAX_JUMPS: i64 = 8;
+
 /// Columns of `kubectl get` behind the kind's own; `hits` says what is counted.
 pub(super) fn columns(hits: &str) -> [CustomResourceColumnDefinition; 5] {
     let column = |name: &str, type_: &str, path: &str, text: &str| CustomResourceColumnDefinition {
@@ -251,6 +254,11 @@ fn faultline(schema: &mut JSONSchemaProps) {
     at(schema, "guards.abortWhen", |text| {
         text.max_length = Some(MAX_TEXT)
     });
+    at(schema, "rate", |rate| rate.max_length = Some(MAX_NUMBER));
+    at(schema, "jumps", |list| list.max_items = Some(MAX_JUMPS));
+    for field in ["jumps.[].after", "jumps.[].by"] {
+        at(schema, field, |text| text.max_length = Some(MAX_NUMBER));
+    }
     at(schema, "sample.percent", |field| {
         share(field);
         rule(
@@ -295,7 +303,7 @@ pub(super) fn is_duration(field: &mut JSONSchemaProps, advice: &str) {
 }
 
 /// A duration above zero, as a string.
-fn duration(field: &mut JSONSchemaProps, otherwise: &str) {
+pub(super) fn duration(field: &mut JSONSchemaProps, otherwise: &str) {
     let advice = format!("write it like 30s or 1h30m, or {otherwise}");
     is_duration(field, &advice);
     rule(

@@ -30,6 +30,22 @@ pub struct FaultlineSpec {
     /// True: the kubelet's probes pass unharmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exempt_probes: Option<bool>,
+    /// TimeChaos: how fast the clocks run from the beginning on, as a factor: "1.1" gains six seconds a
+    /// minute, "0.5" runs at half the speed. From "0.01" to "100", with up to six decimals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+    /// TimeChaos: steps of the clocks while it lasts. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jumps: Vec<ClockJump>,
+}
+
+/// A step of a clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ClockJump {
+    /// How long after the clocks of a container have been taken hold of, such as 30s.
+    pub after: String,
+    /// By how much the clocks go ahead, or back if negative, beside all else: 5m, -90s.
+    pub by: String,
 }
 
 /// Do it, or only count.

@@ -61,6 +61,29 @@ pub const GAPS: &[Gap] = &[
     },
 ];
 
+/// Of NetworkChaos, beside [`GAPS`]: what only clocks have.
+pub const NETWORK_GAPS: &[Gap] = &[
+    Gap {
+        field: "faultline.rate",
+        asked: |lifecycle| lifecycle.faultline.as_ref()?.rate.clone(),
+        cel: "has(self.faultline) && has(self.faultline.rate)",
+        cel_value: "self.faultline.rate",
+        rule: "this is how fast a clock runs, and packets have none",
+        advice: "remove it; the rate of packets is spec.rate.rate",
+    },
+    Gap {
+        field: "faultline.jumps",
+        asked: |lifecycle| {
+            let jumps = &lifecycle.faultline.as_ref()?.jumps;
+            (!jumps.is_empty()).then(|| "set".to_owned())
+        },
+        cel: "has(self.faultline) && has(self.faultline.jumps) && size(self.faultline.jumps) > 0",
+        cel_value: "'set'",
+        rule: "these are steps of a clock, and packets have none",
+        advice: "remove them, or use kind TimeChaos",
+    },
+];
+
 /// Of TimeChaos, beside [`GAPS`].
 pub const TIME_GAPS: &[Gap] = &[Gap {
     field: "faultline.sample",

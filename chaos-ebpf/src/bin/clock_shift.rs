@@ -23,7 +23,7 @@ use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_wr
 use aya_ebpf::macros::{btf_tracepoint, fexit, map};
 use aya_ebpf::maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
-use chaos_abi::clock::{ClockRule, REALTIME, flag, shifted};
+use chaos_abi::clock::{ClockRule, REALTIME, flag, nanos_of, shifted};
 use chaos_abi::control::GENERATIONS;
 use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, RuleRef, Target};
 use chaos_abi::{MAX_RULES, control};
@@ -61,12 +61,14 @@ static BPRM_ENVC: u32 = 0;
 /// What is asked of a rule.
 #[derive(Clone, Copy)]
 enum Ask {
-    /// Nanoseconds that it moves this clock by; counted.
+    /// Nanoseconds that it moves this clock by where that would show the time; counted.
     Shift,
     /// The time that it was counted for could not be written.
     Failed,
     /// 1 if there is any; nothing is counted.
     Applies,
+    /// Parts per million that it makes this clock faster; nothing is counted.
+    Drift,
 }
 
 /// Bodies of [`clock_shift_gettime`].
@@ -136,9 +138,7 @@ pub fn clock_shift_time(ctx: FExitContext) -> i32 {
 
 #[fexit]
 pub fn clock_shift_time_body(_ctx: FExitContext) -> i32 {
-    let now = now_ns();
-    ask_all(Ask::Shift, REALTIME, now);
-    ask_all(Ask::Failed, REALTIME, now);
+    could_not(REALTIME, now_ns());
     0
 }
 
@@ -153,7 +153,7 @@ pub fn clock_shift_exec(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn clock_shift_exec_body(ctx: BtfTracePointContext) -> i32 {
-    if ask_all(Ask::Applies, ANY, now_ns()) != 0 {
+    if ask_all(Ask::Applies, ANY, now_ns(), 0) != 0 {
         remove_vdso(ctx.arg(2));
     }
     0
@@ -184,8 +184,7 @@ fn remove_vdso(bprm: *const u8) {
     };
     let (argc, envc) = (u64::from(argc), u64::from(envc));
     if read_user::<u64>(stack) != Some(argc) {
-        ask_all(Ask::Shift, ANY, now_ns());
-        ask_all(Ask::Failed, ANY, now_ns());
+        could_not(ANY, now_ns());
         return;
     }
     // argc, the arguments, the environment, and a null behind each of the two.
@@ -217,35 +216,44 @@ fn task_and_registers() -> (*const u8, *const u8) {
 #[inline(always)]
 fn shift(clock: u32, at: u64, per_second: u64) {
     let now = now_ns();
-    let by_ns = ask_all(Ask::Shift, clock, now) as i64;
+    let time = read_user::<[i64; 2]>(at);
+    let readable = time.is_some();
+    let [seconds, parts] = time.unwrap_or_default();
+    let shown_ns = nanos_of(seconds, parts, per_second);
+    let by_ns = ask_all(Ask::Shift, clock, now, shown_ns) as i64;
     if by_ns == 0 || at == 0 {
         return;
     }
-    let written = read_user::<[i64; 2]>(at).is_some_and(|[seconds, parts]| {
-        let (seconds, parts) = shifted(seconds, parts, per_second, by_ns);
-        write_user(at, &[seconds, parts])
-    });
-    if !written {
-        ask_all(Ask::Failed, clock, now);
+    let (seconds, parts) = shifted(seconds, parts, per_second, by_ns);
+    if !readable || !write_user(at, &[seconds, parts]) {
+        ask_all(Ask::Failed, clock, now, 0);
     }
 }
 
-/// The sum of what all rules of the current process's cgroups answer. No loop over the depths: the
-/// verifier of Linux 6.1 takes none that begins right behind a call (`visit_func_call_insn`).
+/// Counts what should have been moved, and cannot be.
 #[inline(always)]
-fn ask_all(ask: Ask, clock: u32, now: u64) -> u64 {
+fn could_not(clock: u32, now: u64) {
+    ask_all(Ask::Shift, clock, now, 0);
+    ask_all(Ask::Failed, clock, now, 0);
+}
+
+/// The sum of what all rules of the current process's cgroups answer about a clock that would show
+/// `shown_ns`. No loop over the depths: the verifier of Linux 6.1 takes none that begins right behind a
+/// call (`visit_func_call_insn`).
+#[inline(always)]
+fn ask_all(ask: Ask, clock: u32, now: u64, shown_ns: i64) -> u64 {
     const _: () = assert!(MAX_DEPTHS == 4);
     let question = (ask as u64) << 32 | u64::from(clock);
-    ask_at(0, question, now)
-        .wrapping_add(ask_at(1, question, now))
-        .wrapping_add(ask_at(2, question, now))
-        .wrapping_add(ask_at(3, question, now))
+    ask_at(0, question, now, shown_ns)
+        .wrapping_add(ask_at(1, question, now, shown_ns))
+        .wrapping_add(ask_at(2, question, now, shown_ns))
+        .wrapping_add(ask_at(3, question, now, shown_ns))
 }
 
 /// The same of the cgroup at one of the depths. A global function, as [`ask_rule`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ask_at(place: u32, question: u64, now: u64) -> u64 {
+extern "C" fn ask_at(place: u32, question: u64, now: u64, shown_ns: i64) -> u64 {
     let depth = CLOCK_DEPTHS.get(place).copied().unwrap_or(0);
     if depth == 0 {
         return 0;
@@ -261,7 +269,7 @@ extern "C" fn ask_at(place: u32, question: u64, now: u64) -> u64 {
         if reference.generation == 0 {
             break;
         }
-        sum = sum.wrapping_add(ask_rule(reference.to_bits(), question, now));
+        sum = sum.wrapping_add(ask_rule(reference.to_bits(), question, now, shown_ns));
     }
     sum
 }
@@ -270,7 +278,7 @@ extern "C" fn ask_at(place: u32, question: u64, now: u64) -> u64 {
 /// clock.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ask_rule(reference: u64, question: u64, now: u64) -> u64 {
+extern "C" fn ask_rule(reference: u64, question: u64, now: u64, shown_ns: i64) -> u64 {
     let RuleRef { id, generation } = RuleRef::from_bits(reference);
     let clock = question as u32;
     let Some(rule) = CLOCK_RULES.get(id) else {
@@ -290,13 +298,20 @@ extern "C" fn ask_rule(reference: u64, question: u64, now: u64) -> u64 {
             }
             0
         }
+        ask if ask == Ask::Drift as u64 => {
+            if observes {
+                0
+            } else {
+                i64::from(rule.drift_ppm) as u64
+            }
+        }
         _ if observes => {
             count(id, Outcome::WouldInject, now);
             0
         }
         _ => {
             count(id, Outcome::Injected, now);
-            rule.offset_ns as u64
+            rule.shift_ns(clock, shown_ns, now) as u64
         }
     }
 }

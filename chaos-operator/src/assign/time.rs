@@ -1,9 +1,9 @@
 //! TimeChaos: which containers show another time.
 
-use chaos_api::clock::Skew;
+use chaos_api::clock::{self, Skew};
 use chaos_api::v1alpha1::TimeChaos;
-use chaos_proto::agent::ClockEffect;
 use chaos_proto::agent::fault::Effect;
+use chaos_proto::agent::{ClockEffect, ClockJump};
 
 use crate::assign::{Assigned, Request, Share, fault, live_container, live_pod};
 use crate::kind::Kind;
@@ -36,11 +36,20 @@ fn share(
     fault.effect = Some(Effect::Clock(ClockEffect {
         offset_ns: skew.offset_ns,
         clocks: skew.clocks,
+        drift_ppm: skew.drift_ppm,
+        jumps: skew.jumps.into_iter().map(jump).collect(),
     }));
     Ok(Share::Fault {
         node: node.to_owned(),
         fault: Box::new(fault),
     })
+}
+
+const fn jump(jump: clock::Jump) -> ClockJump {
+    ClockJump {
+        after_ns: jump.after_ns,
+        by_ns: jump.by_ns,
+    }
 }
 
 #[cfg(test)]
@@ -111,7 +120,9 @@ mod tests {
             fault.effect,
             Some(Effect::Clock(ClockEffect {
                 offset_ns: -300_000_000_000,
-                clocks: 1
+                clocks: 1,
+                drift_ppm: 0,
+                jumps: Vec::new(),
             }))
         );
         assert_eq!(

@@ -8,7 +8,7 @@ use chaos_abi::counters::Counters;
 use chaos_abi::network::{Rule, State, Target, flag, ports};
 use chaos_abi::sample::{ALWAYS, Chance, Threshold};
 use chaos_abi::{RULES_PER_TARGET, control};
-use chaos_api::clock::CLOCKS;
+use chaos_api::clock::{CLOCKS, format_rate};
 use chaos_api::duration;
 use serde_json::{Value, json};
 
@@ -130,9 +130,27 @@ fn clock_rule(id: u32, rule: &ClockRule, now: u64) -> Row {
         ("generation", json!(rule.generation)),
         ("ends_in_ms", json!(milliseconds_to(rule.deadline_ns, now))),
         ("offset", json!(duration::format_nanos(rule.offset_ns))),
+        ("rate", json!(format_rate(rule.drift_ppm))),
+        ("jumps", json!(jumps(rule, now))),
         ("clocks", json!(names.join(" "))),
         ("observe", json!(rule.flags & clock::flag::OBSERVE != 0)),
     ]
+}
+
+/// "+1h0m0s in 4.5s", as many as there are.
+fn jumps(rule: &ClockRule, now: u64) -> String {
+    let jumps = rule.jumps.iter().filter(|jump| jump.at_ns != 0);
+    let text = jumps.map(|jump| {
+        let by = duration::format_nanos(jump.by_ns);
+        let sign = if jump.by_ns < 0 { "" } else { "+" };
+        let left = milliseconds_to(jump.at_ns, now);
+        if left < 0 {
+            format!("{sign}{by} done")
+        } else {
+            format!("{sign}{by} in {left} ms")
+        }
+    });
+    text.collect::<Vec<_>>().join(", ")
 }
 
 /// An address, or a network, as people write it.
@@ -415,6 +433,7 @@ mod tests {
             generation: 3,
             offset_ns: -3_600_000_000_000,
             clocks: 0b11,
+            drift_ppm: 100_000,
             ..ClockRule::default()
         };
         let row = clock_rule(7, &hour, 10_000_000_000);
@@ -423,9 +442,18 @@ mod tests {
             ("offset", json!("-1h0m0s")),
             ("clocks", json!("CLOCK_REALTIME CLOCK_MONOTONIC")),
             ("observe", json!(false)),
+            ("rate", json!("1.1")),
+            ("jumps", json!("")),
         ] {
             assert_eq!(cell(&row, name), expected, "{name}");
         }
+        let mut later = hour;
+        for (jump, seconds) in later.jumps.iter_mut().zip([9, 11]) {
+            jump.at_ns = seconds * 1_000_000_000;
+            jump.by_ns = 10_000_000_000 - i64::try_from(jump.at_ns).unwrap();
+        }
+        let row = clock_rule(7, &later, 10_000_000_000);
+        assert_eq!(cell(&row, "jumps"), json!("+1s done, -1s in 1000 ms"));
     }
 
     #[test]

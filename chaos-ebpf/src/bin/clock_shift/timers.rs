@@ -11,9 +11,7 @@ use chaos_ebpf::generation::go_on;
 use chaos_ebpf::{halted, is_on, now_ns};
 
 use super::waits::{ARG2, CALL, TIMER_ABSTIME, give_back, lend, unfinished};
-use super::{
-    ANY, ARG0, ARG1, Ask, ask_all, constant, kernel_field, read_kernel, task_and_registers,
-};
+use super::{ANY, ARG0, ARG1, constant, could_not, kernel_field, read_kernel, task_and_registers};
 
 /// Numbers of the system calls.
 #[unsafe(no_mangle)]
@@ -110,9 +108,7 @@ fn set() -> Option<()> {
     };
     let Some(clock) = clock else {
         // There is none, or it is behind too many others.
-        let now = now_ns();
-        ask_all(Ask::Shift, ANY, now);
-        ask_all(Ask::Failed, ANY, now);
+        could_not(ANY, now_ns());
         return None;
     };
     lend(clock, kernel_field::<u64>(regs, &raw const ARG2)? + VALUE);

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{fentry, fexit, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
 use aya_ebpf::programs::{FEntryContext, FExitContext};
-use chaos_abi::clock::REALTIME;
+use chaos_abi::clock::{REALTIME, lead_ns, nanos_of};
 use chaos_abi::control;
 use chaos_abi::control::GENERATIONS;
 use chaos_abi::wait::{Lent, Place, UNFINISHED_NS, Wait, true_deadline};
@@ -17,7 +17,8 @@ use chaos_ebpf::generation::go_on;
 use chaos_ebpf::{compare_exchange, fetch_add, halted, is_on, now_ns};
 
 use super::{
-    ARG0, ARG1, Ask, ask_all, constant, kernel_field, read_user, task_and_registers, write_user,
+    ARG0, ARG1, Ask, ask_all, constant, could_not, kernel_field, read_user, task_and_registers,
+    write_user,
 };
 
 /// Offset in `pt_regs` of the number of the system call, and of its other arguments; then the numbers
@@ -198,15 +199,11 @@ pub(super) fn lend(clock: u32, at: u64) {
     let thread = bpf_get_current_pid_tgid();
     // What was not given back, because the kernel kept the end of a call from us (recursion_misses).
     restore(thread);
-    let by_rules = if is_on(control::CLOCKS) {
-        ask_all(Ask::Shift, clock, now) as i64
-    } else {
-        0
-    };
+    let ruled = is_on(control::CLOCKS) && ask_all(Ask::Applies, clock, now, 0) != 0;
     // SAFETY: only this thread writes its element; an evicted one may be another's, which then is
     // not about this deadline.
     let known = unsafe { CLOCK_WAITS.get(thread) };
-    if by_rules == 0 && known.is_none() {
+    if !ruled && known.is_none() {
         return;
     }
     // No `Option` beyond this point: Linux 6.1 lets nobody copy what is not in it.
@@ -215,7 +212,8 @@ pub(super) fn lend(clock: u32, at: u64) {
         process: thread >> 32,
         at,
     };
-    let by_ns = |deadline| {
+    let by_ns = |deadline: [i64; 2]| {
+        let by_rules = if ruled { lead(clock, deadline, now) } else { 0 };
         if before.continues(at, deadline, clock) {
             before.by_ns
         } else {
@@ -223,7 +221,7 @@ pub(super) fn lend(clock: u32, at: u64) {
         }
     };
     let Some((lent, by_ns)) = take(&place, now, by_ns) else {
-        ask_all(Ask::Failed, clock, now);
+        could_not(clock, now);
         return;
     };
     let wait = Wait {
@@ -243,9 +241,20 @@ pub(super) fn lend(clock: u32, at: u64) {
     if !held || !write_user(at, &lent.moved) {
         let _ = CLOCK_HOLDERS.remove(thread);
         let_go(&place);
-        ask_all(Ask::Failed, clock, now);
+        ask_all(Ask::Failed, clock, now, 0);
     }
 }
+
+/// Nanoseconds by which a deadline on a clock of the program is later than on the kernel's.
+#[inline(always)]
+fn lead(clock: u32, deadline: [i64; 2], now: u64) -> i64 {
+    let asked_ns = nanos_of(deadline[0], deadline[1], SECOND);
+    let shift_ns = ask_all(Ask::Shift, clock, now, asked_ns) as i64;
+    let drift_ppm = ask_all(Ask::Drift, clock, now, 0) as i64;
+    lead_ns(shift_ns, drift_ppm)
+}
+
+const SECOND: u64 = 1_000_000_000;
 
 /// How many times a place is looked at that belongs to another thread for the moment.
 const TRIES: u32 = 8;
@@ -394,7 +403,7 @@ fn interrupted(clock: u32, at: u64) {
     };
     let wait = if began.continues(at, deadline, clock) {
         began
-    } else if ask_all(Ask::Applies, clock, now) != 0 {
+    } else if ask_all(Ask::Applies, clock, now, 0) != 0 {
         // It began before there was a rule.
         Wait {
             at,

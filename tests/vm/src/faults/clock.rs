@@ -1,5 +1,6 @@
 //! Clocks: what programs see of a skewed one, and what they and others see of the true one.
 
+mod drift;
 mod held;
 mod reader;
 mod running;
@@ -34,6 +35,7 @@ fn seconds(seconds: i64, clocks: &[u32]) -> ClockEffect {
     ClockEffect {
         offset_ns: seconds * 1_000_000_000,
         clocks: clocks.iter().fold(0, |bits, clock| bits | 1 << clock),
+        ..ClockEffect::default()
     }
 }
 

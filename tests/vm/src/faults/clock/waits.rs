@@ -25,7 +25,7 @@ const SECOND: i64 = 1_000_000_000;
 
 /// How a program waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Way {
+pub(super) enum Way {
     Nanosleep,
     Futex,
     Timerfd,
@@ -34,31 +34,31 @@ enum Way {
 
 /// What a program is told to do.
 #[derive(Clone, Serialize, Deserialize)]
-struct Task {
-    clock: u32,
-    ways: Vec<Way>,
+pub(super) struct Task {
+    pub(super) clock: u32,
+    pub(super) ways: Vec<Way>,
     /// How far away each deadline is.
-    milliseconds: i64,
+    pub(super) milliseconds: i64,
     /// Whether the deadline is in memory that cannot be written while it waits.
-    read_only: bool,
+    pub(super) read_only: bool,
 }
 
 /// One wait.
 #[derive(Debug, Serialize, Deserialize)]
-struct Waited {
-    way: Way,
+pub(super) struct Waited {
+    pub(super) way: Way,
     /// True milliseconds from the reading of the clock to the return.
-    took: i64,
+    pub(super) took: i64,
     /// Milliseconds by which the program's own clock was past the deadline then.
-    late: i64,
+    pub(super) late: i64,
     /// Whether the deadline in its memory is what it was.
-    unchanged: bool,
+    pub(super) unchanged: bool,
 }
 
 impl Task {
-    const WAYS: [Way; 4] = [Way::Nanosleep, Way::Futex, Way::Timerfd, Way::Timer];
+    pub(super) const WAYS: [Way; 4] = [Way::Nanosleep, Way::Futex, Way::Timerfd, Way::Timer];
 
-    fn on(clock: u32) -> Task {
+    pub(super) fn on(clock: u32) -> Task {
         Task {
             clock,
             ways: Task::WAYS.to_vec(),
@@ -67,7 +67,7 @@ impl Task {
         }
     }
 
-    fn start(&self, place: Place<'_>) -> Result<Process<Waited>> {
+    pub(super) fn start(&self, place: Place<'_>) -> Result<Process<Waited>> {
         place.spawn(WAITER, self)
     }
 
