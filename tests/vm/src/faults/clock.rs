@@ -6,6 +6,7 @@ mod reader;
 mod running;
 mod runtimes;
 mod servers;
+mod waiter;
 mod waits;
 
 use std::fs;

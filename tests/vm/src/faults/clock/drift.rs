@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_planner::clock::{ClockEffect, Jump};
 
 use super::reader::{Reading, off_by, read, reader};
-use super::waits::{Task, Waited};
+use super::waiter::{Task, Waited};
 use super::{HOUR, MONOTONIC, REALTIME, dispatchers, seconds};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
