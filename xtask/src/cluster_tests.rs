@@ -6,6 +6,7 @@
 //! what the mechanisms do on each kernel (`tests/vm`).
 
 mod bench;
+mod clocks;
 mod lifecycle;
 mod network;
 mod node;
@@ -47,10 +48,11 @@ macro_rules! tests {
 use tests;
 
 /// In this order: the last ones stop parts of the node.
-const ALL: [&[Test]; 5] = [
+const ALL: [&[Test]; 6] = [
     refused::TESTS,
     network::TESTS,
     nodes::TESTS,
+    clocks::TESTS,
     lifecycle::TESTS,
     node::TESTS,
 ];

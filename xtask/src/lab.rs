@@ -54,6 +54,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) name: &'a str,
     labels: &'a [(&'a str, &'a str)],
     node: Option<&'a str>,
+    /// Of `probe`; without them it probes.
+    args: &'a [&'a str],
 }
 
 impl<'a> Wanted<'a> {
@@ -63,6 +65,7 @@ impl<'a> Wanted<'a> {
             name,
             labels,
             node: None,
+            args: &[],
         }
     }
 
@@ -72,6 +75,11 @@ impl<'a> Wanted<'a> {
             node: Some(node),
             ..self
         }
+    }
+
+    /// One whose `probe` does something else.
+    pub(crate) const fn doing(self, args: &'a [&'a str]) -> Self {
+        Self { args, ..self }
     }
 }
 
@@ -408,6 +416,13 @@ pub(crate) fn nanos(time: Duration) -> u64 {
 
 fn pod_document(pod: &Wanted<'_>) -> Value {
     let labels: BTreeMap<_, _> = pod.labels.iter().copied().collect();
+    let timeout = ANSWER_TIMEOUT.as_millis().to_string();
+    let probing = ["peer", "--timeout-ms", &timeout];
+    let args = if pod.args.is_empty() {
+        &probing
+    } else {
+        pod.args
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -421,7 +436,7 @@ fn pod_document(pod: &Wanted<'_>) -> Value {
                 "name": "probe",
                 "image": image::PROBE.name,
                 "imagePullPolicy": "Never",
-                "args": ["peer", "--timeout-ms", ANSWER_TIMEOUT.as_millis().to_string()],
+                "args": args,
                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
             }],
         },

@@ -1,9 +1,10 @@
 //! `probe`: what runs in the pods of a test cluster. `probe peer` measures the path to other probes
 //! with 20 datagrams a second and tells the results by HTTP; `probe get` makes one HTTP request;
-//! `probe pause` is the container that holds a pod's namespaces.
+//! `probe clock` tells what time it is; `probe pause` is the container that holds a pod's namespaces.
 //!
 //! Not here: what is done with the results (`xtask/src/demo.rs`, the cluster tests).
 
+mod clock;
 mod get;
 mod http;
 mod packet;
@@ -51,6 +52,12 @@ enum Command {
         #[arg(long, default_value_t = 5000)]
         timeout_ms: u64,
     },
+    /// Print what the clocks show as [WALL,MONOTONIC], in nanoseconds
+    Clock {
+        /// Again after so many milliseconds, until it is ended
+        #[arg(long)]
+        every_ms: Option<u64>,
+    },
     /// Reap orphans and wait to be ended
     Pause,
 }
@@ -91,6 +98,7 @@ fn run(command: Command) -> Result<()> {
                 http::serve(http, prober).await
             }),
         Command::Get { url, timeout_ms } => get::run(&url, Duration::from_millis(timeout_ms)),
+        Command::Clock { every_ms } => clock::run(every_ms.map(Duration::from_millis)),
         Command::Pause => pause::run(),
     }
 }

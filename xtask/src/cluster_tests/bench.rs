@@ -156,7 +156,7 @@ impl<'a> Bench<'a> {
     /// Deletes whatever a test has left, and waits until it is gone: experiments, and pods that are not
     /// those of all tests. The next test has the node for itself.
     pub(super) fn sweep(&self) -> Result<()> {
-        let words = ["delete", "networkchaos", "--all", "--timeout=60s"];
+        let words = ["delete", "networkchaos,timechaos", "--all", "--timeout=60s"];
         step::output(&mut self.lab.kubectl(words))?;
         let others = format!("--selector=app notin ({PEER},{BYSTANDER},{FAR})");
         let words = ["delete", "pods", &others, "--timeout=120s"];
