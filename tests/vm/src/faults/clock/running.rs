@@ -98,8 +98,6 @@ fn a_running_program_sees_another_time_and_then_the_right_one_again() -> Result<
     let mut host = Host::open()?;
     std::thread::sleep(Duration::from_millis(500));
     let asked = Stamp::now();
-    let dispatchers = dispatchers();
-    let skipped = dispatchers.skipped();
     host.arm(ahead(&target))?;
     let armed = Stamp::now();
     note(format!("changed in {:?}", armed.since(asked)));
@@ -110,7 +108,8 @@ fn a_running_program_sees_another_time_and_then_the_right_one_again() -> Result<
     );
     std::thread::sleep(Duration::from_secs(1));
     let recovering = Stamp::now();
-    let skipped = dispatchers.skipped() - skipped;
+    // Since they were loaded: they came with this fault.
+    let skipped = dispatchers().skipped();
     note(format!("{skipped} calls were not shown to the programs"));
     let seen = host.observe("c").context("gone")?;
     ensure!(skipped == 0 || seen.degraded, "{seen:?}");
