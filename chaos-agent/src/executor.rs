@@ -36,13 +36,15 @@ use self::arm::open_inside;
 use self::devices::Devices;
 use self::load::Load;
 use self::rules::{lives, retain};
+use crate::kernel::links;
 use crate::kernel::maps::{MapsError, Pinned, TargetKind, directory, other_layouts, was_halted};
 use crate::kernel::netns;
-use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::{Device, TcEgress};
+use crate::mechanism::tcx::Tcx;
+use crate::mechanism::{MechanismError, unpin};
 use crate::target::{Finder, Resolved, TargetError};
 
 /// The mechanisms that work on this node.
@@ -53,6 +55,8 @@ pub struct Programs {
     pub clock_shift: Option<ClockShift>,
     /// For everything else that is done to packets: those of each way that works here.
     pub tc: Vec<TcEgress>,
+    /// Their links to devices.
+    pub tcx: Tcx,
 }
 
 /// Owner of everything that this node changes.
@@ -85,9 +89,10 @@ impl Executor {
             cgroup_drop,
             clock_shift,
             tc,
+            tcx,
         } = programs;
         let root_netns = netns::inode(&proc_root.join("1/ns/net")).unwrap_or(0);
-        let devices = Devices::new(tc, proc_root, devices, budget);
+        let devices = Devices::new(tc, tcx, proc_root, devices, budget);
         let ids = Ids::default();
         Self {
             maps,
@@ -146,6 +151,13 @@ impl Executor {
                 path: directory(bpffs),
                 source,
             })?;
+        }
+        // One by one: removed with the directory, they would go when the kernel has time, and ours may be
+        // there by then. And first: what they send to is removed below.
+        for link in others.iter().flat_map(|layout| links::pinned(layout)) {
+            if let Err(error) = unpin(&link) {
+                tracing::warn!(%error, "failed to detach an older agent's program; it acts until its rules end");
+            }
         }
         if let Err(error) = self.devices.release(&mut self.maps) {
             tracing::warn!(%error, "failed to detach an older agent's programs; they act until their rules end");
@@ -212,6 +224,12 @@ impl Executor {
         for (prefix, key, _) in self.maps.nets()? {
             if !sets.contains(&key.set) {
                 self.maps.remove_net(prefix, key)?;
+            }
+        }
+        match self.devices.sweep() {
+            Ok(links) => swept += links,
+            Err(error) => {
+                tracing::warn!(%error, "failed to detach from a device that nothing is known of");
             }
         }
         self.tell_armed(&Load::of(keep.iter().copied()))?;

@@ -4,6 +4,7 @@
 pub mod btf;
 pub mod clock;
 pub mod generation;
+pub mod links;
 pub mod lockdown;
 pub mod maps;
 pub mod netlink;

@@ -9,6 +9,7 @@ pub mod links;
 pub mod tc;
 pub mod tc_egress;
 pub mod tc_ingress;
+pub mod tcx;
 
 use std::io;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! What `tc_egress` and `tc_ingress` do to packets of a device: one walk over its rules, and the way
 //! around for those that cannot go on as they are.
 //!
-//! A lost packet is STOLEN, not SHOT: the sender is not told. One that waits, a copy, and one that
+//! A lost packet is taken away, and the sender is not told. One that waits, a copy, and one that
 //! is corrupted take a detour: a clone, which no longer counts against its socket (else TCP small
 //! queues would throttle the sender), is sent into our own device `fla`, whose fq holds it until its
 //! time; it comes out of `flb` and goes on where it was, past the real device's own queueing. The
@@ -15,8 +15,7 @@
 //! know. As in `effects.rs`, functions with a name that is exported land in every object.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_CSUM_LEVEL_RESET, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN,
-    TC_ACT_UNSPEC,
+    __sk_buff, BPF_CSUM_LEVEL_RESET, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT,
 };
 use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_csum_level, bpf_set_hash, bpf_set_hash_invalid,
@@ -30,6 +29,7 @@ use chaos_abi::network::{MAX_TARGETS, RuleRef, Target, target_flag, waiting_unit
 use chaos_abi::verdict::{Verdict, bit_at};
 
 use crate::effects::{self, Said};
+use crate::hook::{NEXT, take_away};
 use crate::network::{Direction, applicable};
 use crate::peers::{ETH_P_IP, ETH_P_IPV6, ethertype, load};
 use crate::{
@@ -45,11 +45,6 @@ static DEVICE_TARGETS: HashMap<u64, Target> = HashMap::pinned(MAX_TARGETS, 0);
 #[map]
 static WAITING: Array<u64> = Array::pinned(MAX_TARGETS, 0);
 
-/// Slot for a program that serves one device only, where the filter has no classid (tcx, and
-/// BPF_PROG_TEST_RUN); 0 takes the filter's.
-#[unsafe(no_mangle)]
-static SLOT: u32 = 0;
-
 /// Says that the rest of `cb` is ours. Only `fla` looks for it, which nothing else sends to.
 const CB_OURS: u32 = 0x4661_756c;
 
@@ -63,17 +58,17 @@ const ETH_HLEN: u32 = 14;
 /// Does what the rules of the device say to a packet that has not had its treatment yet; the answer
 /// is the program's.
 #[inline(always)]
-pub fn treat(ctx: &mut TcContext, target: &Target, direction: Direction) -> i32 {
+pub fn treat(ctx: &mut TcContext, slot: u32, target: &Target, direction: Direction) -> i32 {
     let Some(decision) = decide(ctx, target, direction) else {
-        return TC_ACT_UNSPEC;
+        return NEXT;
     };
     if decision.verdict.drops() {
-        return TC_ACT_STOLEN;
+        return take_away();
     }
     if !decision.verdict.detours() {
-        return TC_ACT_UNSPEC;
+        return NEXT;
     }
-    carry_out(ctx, target, &decision)
+    carry_out(ctx, slot, target, &decision)
 }
 
 /// Egress of `fla`: tells fq when the packet may go on.
@@ -96,21 +91,21 @@ pub fn stamp(ctx: &TcContext) -> i32 {
     TC_ACT_OK
 }
 
-/// Ingress of `flb`: the packet has waited, and gets its wrong bit. Where it belongs; `None` if that
-/// is gone.
+/// Ingress of `flb` of this slot: the packet has waited, and gets its wrong bit. Where it belongs; `None`
+/// if that is gone.
 #[inline(always)]
-pub fn arrived<'a>(ctx: &TcContext) -> Option<&'a Target> {
+pub fn arrived<'a>(ctx: &TcContext, slot: u32) -> Option<&'a Target> {
     // Else the real device would choose a queue by it.
     // SAFETY: the helper changes a word of the packet's metadata.
     unsafe { bpf_set_hash_invalid(ctx.skb.skb) };
     // SAFETY: `skb` is the context that the kernel gave to this program.
     let carried = unsafe { (*ctx.skb.skb).cb[4] };
-    leave(slot(ctx), u64::from(carried >> 16));
+    leave(slot, u64::from(carried >> 16));
     let spot = carried as u16;
     if spot != 0 {
         flip(ctx, spot);
     }
-    target(ctx)
+    target(slot)
 }
 
 /// Flips a bit behind the IP header, whose checksum covers no more than itself. The checksum of
@@ -262,9 +257,8 @@ fn was_elsewhere(skb: *mut __sk_buff) -> bool {
 
 /// Sends the copies, and the packet itself unless that can go on as it is.
 #[inline(always)]
-fn carry_out(ctx: &mut TcContext, target: &Target, decision: &Decision) -> i32 {
+fn carry_out(ctx: &mut TcContext, slot: u32, target: &Target, decision: &Decision) -> i32 {
     let verdict = decision.verdict;
-    let slot = slot(ctx);
     let skb: *mut __sk_buff = ctx.skb.skb;
     // SAFETY: `skb` is the context that the kernel gave to this program.
     let context = unsafe { &*skb };
@@ -293,12 +287,10 @@ fn carry_out(ctx: &mut TcContext, target: &Target, decision: &Decision) -> i32 {
         }
         worst = worst.max(way.send(skb, 0));
     }
-    let mut action = TC_ACT_UNSPEC;
+    let mut stays = true;
     if verdict.wait_ns() != 0 || verdict.spot() != 0 {
         let sent = way.send(skb, verdict.spot());
-        if sent != Sent::Failed {
-            action = TC_ACT_STOLEN;
-        }
+        stays = sent == Sent::Failed;
         worst = worst.max(sent);
     }
     // A packet is counted once, however many copies of it there should have been.
@@ -307,11 +299,14 @@ fn carry_out(ctx: &mut TcContext, target: &Target, decision: &Decision) -> i32 {
         Sent::OverBudget => count_over_budget(way.last),
         Sent::Failed => count_failed(way.last),
     }
-    if action == TC_ACT_UNSPEC && before >> 16 == CB_LOOKED_AT {
+    if !stays {
+        return take_away();
+    }
+    if before >> 16 == CB_LOOKED_AT {
         // The copies have taken its place.
         looked_at(skb);
     }
-    action
+    NEXT
 }
 
 /// Into the detour of a device.
@@ -398,21 +393,9 @@ extern "C" fn leave(slot: u32, units: u64) -> u64 {
     0
 }
 
-/// Slot of the device that the packet is on.
+/// The device of a slot; `None` without rules, and without packets in its detour.
 #[inline(always)]
-pub fn slot(ctx: &TcContext) -> u32 {
-    // SAFETY: a load of read-only data that the loader may have replaced before the load.
-    let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
-    if slot != 0 {
-        return slot;
-    }
-    // SAFETY: `skb` is the context that the kernel gave to this program.
-    unsafe { (*ctx.skb.skb).tc_classid }
-}
-
-/// The device that the packet is on; `None` without rules, and without packets in its detour.
-#[inline(always)]
-pub fn target<'a>(ctx: &TcContext) -> Option<&'a Target> {
+pub fn target<'a>(slot: u32) -> Option<&'a Target> {
     // SAFETY: elements are only ever replaced whole; a stale rule is told by its generation.
-    unsafe { DEVICE_TARGETS.get(u64::from(slot(ctx))) }
+    unsafe { DEVICE_TARGETS.get(u64::from(slot)) }
 }

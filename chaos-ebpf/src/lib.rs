@@ -13,6 +13,7 @@
 pub mod detour;
 pub mod effects;
 pub mod generation;
+pub mod hook;
 pub mod network;
 pub mod peers;
 

@@ -46,7 +46,7 @@ pub struct Capability {
     pub supported: bool,
     /// It works for loss alone: packets cannot be held back, copied or changed.
     pub only_loss: bool,
-    /// Why not, or what is limited; empty when all is well.
+    /// Why not, what is limited, or in which of several ways it works; may be empty when it does.
     pub reason: String,
 }
 

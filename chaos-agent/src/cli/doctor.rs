@@ -248,6 +248,7 @@ fn table(diagnosis: &Diagnosis) -> Table {
         let detail = match (capability.only_loss, capability.reason.as_str()) {
             (true, reason) => format!("only loss: {reason}"),
             (false, "") => "tried: works".to_owned(),
+            (false, how) if capability.supported => format!("tried: works {how}"),
             (false, reason) => reason.to_owned(),
         };
         let what = format!("mechanism {}", capability.mechanism.name());

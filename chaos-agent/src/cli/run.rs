@@ -30,7 +30,7 @@ pub(super) async fn run(context: Context, args: RunArgs) -> anyhow::Result<ExitC
     for capability in &node.capabilities().mechanisms {
         let mechanism = capability.mechanism.name();
         if capability.supported {
-            tracing::info!(mechanism, limits = capability.reason, "available");
+            tracing::info!(mechanism, how = capability.reason, "available");
         } else {
             tracing::warn!(mechanism, reason = capability.reason, "not available");
         }

@@ -1,4 +1,4 @@
-//! The devices that filters are attached to: from the first rule on one until its last packet has
+//! The devices that programs are attached to: from the first rule on one until its last packet has
 //! come out of the detour.
 
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use crate::kernel::objects::LoadError;
 use crate::kernel::{clock, netns};
 use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::{Device, Needs, TcEgress};
+use crate::mechanism::tcx::Tcx;
 use crate::mechanism::{MechanismError, io_error};
 
 /// How often the detour of a device is looked at until its packets have arrived: twice empty in a
@@ -37,7 +38,7 @@ enum Use {
         over_at: u64,
         was_empty: bool,
     },
-    /// Nothing of ours is left on it but an empty clsact.
+    /// Nothing of ours is left on it, or an empty clsact.
     Resting,
 }
 
@@ -70,6 +71,7 @@ pub(super) struct Devices {
     all: Vec<Attached>,
     /// Those of each way that works here.
     programs: Vec<TcEgress>,
+    tcx: Tcx,
     proc_root: PathBuf,
     /// The most that may wait in one detour, in [`chaos_abi::network::waiting_units`].
     budget: u32,
@@ -79,6 +81,7 @@ impl Devices {
     /// `known` are those that a predecessor attached to.
     pub(super) fn new(
         programs: Vec<TcEgress>,
+        tcx: Tcx,
         proc_root: PathBuf,
         known: Vec<Device>,
         budget: u32,
@@ -93,6 +96,7 @@ impl Devices {
         Self {
             all,
             programs,
+            tcx,
             proc_root,
             budget,
         }
@@ -140,7 +144,7 @@ impl Devices {
         Ok(slot)
     }
 
-    /// Puts the filter there, and a detour if the effect needs one. `netlink` is of the namespace
+    /// Puts the program there, and a detour if the effect needs one. `netlink` is of the namespace
     /// of the device. Returns its slot if a detour was built.
     pub(super) fn attach(
         &mut self,
@@ -162,7 +166,7 @@ impl Devices {
         device.longest_delay = device
             .longest_delay
             .saturating_add(effect.longest_wait(MAX_DELAY));
-        let built = programs.attach(netlink, device, Needs::of(effect))?;
+        let built = programs.attach(netlink, device, Needs::of(effect), &mut self.tcx)?;
         attached.used = Use::Armed;
         Ok(built.then_some(device.slot))
     }
@@ -183,16 +187,24 @@ impl Devices {
         }
     }
 
-    /// Whether our filter is on this device. `netlink` is of its namespace.
+    /// Whether our program is on this device. `netlink` is of its namespace.
     pub(super) fn is_attached(&self, slot: u64, netlink: &mut Netlink) -> bool {
         self.all
             .iter()
             .find(|a| u64::from(a.device.slot) == slot)
             .is_some_and(|a| {
-                netlink
-                    .has_filter(a.device.ifindex, a.device.way.hook())
-                    .unwrap_or(false)
+                self.tcx.is_attached(netlink, &a.device)
+                    || netlink
+                        .has_filter(a.device.ifindex, a.device.way.hook())
+                        .unwrap_or(false)
             })
+    }
+
+    /// Detaches from devices that are not known: the journal lacks them.
+    pub(super) fn sweep(&self) -> Result<usize, MechanismError> {
+        let is = |a: &Attached, way, slot| (a.device.way, a.device.slot) == (way, slot);
+        let known = |way, slot| self.all.iter().any(|a| is(a, way, slot));
+        self.tcx.sweep(known)
     }
 
     /// Whether packets may still be on the way through the detour of this device.
@@ -245,7 +257,7 @@ impl Devices {
     pub(super) fn drain(&mut self, maps: &mut Pinned) -> Drained {
         let now = clock::now_ns();
         let mut detached = false;
-        let proc_root = &self.proc_root;
+        let (proc_root, tcx) = (&self.proc_root, &self.tcx);
         self.all.retain_mut(|a| {
             let Use::Draining { look_at, over_at, was_empty } = a.used else { return true };
             if look_at > now {
@@ -253,7 +265,7 @@ impl Devices {
             }
             let is_empty = over_at <= now || is_empty(proc_root, &a.device);
             if is_empty && (was_empty || a.device.detour.is_none()) {
-                match detach(proc_root, &a.device, maps) {
+                match detach(proc_root, tcx, &a.device, maps) {
                     Ok(()) => {
                         detached = true;
                         a.rest();
@@ -285,7 +297,7 @@ impl Devices {
     pub(super) fn release(&mut self, maps: &mut Pinned) -> Result<(), MechanismError> {
         let mut result = Ok(());
         for attached in &mut self.all {
-            let detached = detach(&self.proc_root, &attached.device, maps);
+            let detached = detach(&self.proc_root, &self.tcx, &attached.device, maps);
             if detached.is_ok() {
                 attached.rest();
             }
@@ -299,7 +311,7 @@ impl Devices {
         let mut result = Ok(());
         let all = std::mem::take(&mut self.all);
         for Attached { device, .. } in &all {
-            result = result.and(detach(&self.proc_root, device, maps));
+            result = result.and(detach(&self.proc_root, &self.tcx, device, maps));
         }
         // Both ways of a device share its clsact.
         for Attached { device, .. } in all {
@@ -317,7 +329,14 @@ fn gone() -> MechanismError {
     MechanismError::Target("the target's network namespace is gone".into())
 }
 
-fn detach(proc_root: &Path, device: &Device, maps: &mut Pinned) -> Result<(), MechanismError> {
+fn detach(
+    proc_root: &Path,
+    tcx: &Tcx,
+    device: &Device,
+    maps: &mut Pinned,
+) -> Result<(), MechanismError> {
+    // First, and whatever is left of its namespace: nothing may go into a detour that is being removed.
+    tcx.detach(device.way, device.slot)?;
     if let Some(mut netlink) = inside(proc_root, device)? {
         TcEgress::detach(&mut netlink, device)?;
     }

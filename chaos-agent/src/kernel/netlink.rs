@@ -7,6 +7,7 @@ mod ethtool;
 mod tc;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -46,6 +47,8 @@ pub struct Link {
 /// A connection to rtnetlink.
 pub struct Netlink {
     socket: Socket,
+    /// Where it was opened, if that was not for the thread that uses it.
+    namespace: Option<File>,
     sequence: u32,
 }
 
@@ -60,6 +63,7 @@ impl Netlink {
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
             socket,
+            namespace: None,
             sequence: 0,
         })
     }
@@ -69,7 +73,26 @@ impl Netlink {
     /// # Errors
     /// When the namespace cannot be entered, or as [`Self::open`].
     pub fn open_in(namespace: &Path) -> io::Result<Self> {
-        netns::within(namespace, Self::open)
+        let file = File::open(namespace)?;
+        let inside = netns::within_open(&file, Self::open)?;
+        Ok(Self {
+            namespace: Some(file),
+            ..inside
+        })
+    }
+
+    /// Runs `act` in its namespace; with one of [`Self::open`], in that of this thread.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or what `act` fails with.
+    pub fn within<T: Send, E: Send + From<io::Error>>(
+        &self,
+        act: impl FnOnce() -> Result<T, E> + Send,
+    ) -> Result<T, E> {
+        match &self.namespace {
+            Some(file) => netns::within_open(file, act),
+            None => act(),
+        }
     }
 
     /// All devices.

@@ -44,9 +44,19 @@ pub fn within<T: Send, E: Send + From<io::Error>>(
     namespace: &Path,
     act: impl FnOnce() -> Result<T, E> + Send,
 ) -> Result<T, E> {
-    let file = File::open(namespace)?;
+    within_open(&File::open(namespace)?, act)
+}
+
+/// The same in a namespace whose file is open.
+///
+/// # Errors
+/// As [`within`].
+pub fn within_open<T: Send, E: Send + From<io::Error>>(
+    namespace: &File,
+    act: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
     on_thread(move || {
-        setns(file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
         act()
     })
 }

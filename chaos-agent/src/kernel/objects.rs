@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use chaos_abi::network::MAX_TARGETS;
 use chaos_planner::capabilities::Mechanism;
 
 /// Failed to load a mechanism's object.
@@ -13,6 +14,9 @@ pub enum LoadError {
         "this agent was built without its BPF objects; build it with `cargo xtask ebpf` or any other xtask command"
     )]
     Absent,
+    /// There is no such slot for a device.
+    #[error("there is no slot {0} for a device")]
+    Slot(u16),
     /// The kernel or aya refused it.
     #[error("failed to load the BPF object {object}: {source}")]
     Refused {
@@ -77,6 +81,30 @@ impl<'a> Loader<'a> {
         for (name, value) in globals {
             self.0.override_global(name, value, true);
         }
+        self.load(mechanism)
+    }
+}
+
+/// Each slot, where the one loader of [`Loader::load_for_slot`] can refer to it.
+static SLOTS: [u32; MAX_TARGETS as usize] = {
+    let mut slots = [0; MAX_TARGETS as usize];
+    let mut slot = 0;
+    while slot < MAX_TARGETS {
+        slots[slot as usize] = slot;
+        slot += 1;
+    }
+    slots
+};
+
+impl Loader<'static> {
+    /// An object whose dispatchers serve the device of this slot alone. A loader that has done this
+    /// loads no other kind: these would be asked for the constant, too.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; also when there is no such slot.
+    pub fn load_for_slot(&mut self, mechanism: Mechanism, slot: u16) -> Result<Ebpf, LoadError> {
+        let value = SLOTS.get(usize::from(slot)).ok_or(LoadError::Slot(slot))?;
+        self.0.override_global("SLOT", value, true);
         self.load(mechanism)
     }
 }

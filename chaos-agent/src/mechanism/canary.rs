@@ -21,8 +21,8 @@ const SLOT: u64 = 0;
 /// Which device test runs give a packet: loopback.
 const LOOPBACK: u32 = 1;
 
-/// `TC_ACT_STOLEN`, include/uapi/linux/pkt_cls.h.
-const STOLEN: u32 = 4;
+/// `TC_ACT_REDIRECT`, include/uapi/linux/pkt_cls.h: away, see `chaos_ebpf::hook`.
+const AWAY: u32 = 7;
 
 /// include/uapi/linux/if_ether.h, in network byte order: IPv4, and what IEEE 802 keeps for experiments.
 const ETH_P_IP: [u8; 2] = [0x08, 0x00];
@@ -37,11 +37,11 @@ pub(super) fn is_lost(ebpf: &Ebpf, body: &str, maps: &mut Pinned) -> Result<(), 
     let counted = maps.counters(CANARY_RULE);
     disarm(maps)?;
     let (verdict, counted) = (verdict?, counted.map_err(of_map("COUNTERS"))?);
-    if (verdict, counted.matched, counted.injected) == (STOLEN, 1, 1) {
+    if (verdict, counted.matched, counted.injected) == (AWAY, 1, 1) {
         return Ok(());
     }
     Err(MechanismError::Target(format!(
-        "{body} was given a packet to lose and said {verdict}, not {STOLEN}; it counted {} as lost, not 1",
+        "{body} was given a packet to lose and said {verdict}, not {AWAY}; it counted {} as lost, not 1",
         counted.injected
     )))
 }

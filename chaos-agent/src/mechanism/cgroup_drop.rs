@@ -15,6 +15,7 @@ use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::NetworkEffect;
 
 use super::{MechanismError, canary, find_mut, io_error, pin, program, unpin};
+use crate::kernel::links;
 use crate::kernel::objects::Loader;
 
 const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
@@ -43,7 +44,7 @@ impl CgroupDrop {
         }
         Ok(Self {
             ebpf,
-            links: pins.join("links"),
+            links: links::directory(pins),
         })
     }
 

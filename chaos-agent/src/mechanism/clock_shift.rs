@@ -24,6 +24,7 @@ pub use self::skipped::Dispatchers;
 pub use self::stubs::Stubs;
 use super::{MechanismError, find_mut, io_error, pin, program, unpin};
 use crate::kernel::btf::{Field, Layout};
+use crate::kernel::links;
 use crate::kernel::lockdown;
 use crate::kernel::objects::{LoadError, Loader};
 
@@ -104,7 +105,7 @@ impl ClockShift {
         }
         Ok(Self {
             ebpf,
-            links: pins.join("links"),
+            links: links::directory(pins),
             attached: false,
             stubs,
         })

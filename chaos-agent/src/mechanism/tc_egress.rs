@@ -1,9 +1,10 @@
-//! All but partition: a clsact filter on the target's device, and for what is more than loss a detour
-//! of our own.
+//! All but partition: a program on the target's device, and for what is more than loss a detour of our
+//! own. The program is on the device by tcx (`tcx.rs`); where the kernel has none, it is a filter of clsact.
+//! Those of the detour always are filters: nobody else's packets pass there.
 //!
-//! Everything on a device is found by its slot, a small number that its filters carry as classid.
-//! A device gets its filter with its first rule and loses it when its last rule is gone and the
-//! packets that wait in the detour have arrived.
+//! Everything on a device is found by its slot, a small number that its filters carry as classid, and a
+//! program of tcx as a constant. A device gets its program with its first rule and loses it when its last
+//! rule is gone and the packets that wait in the detour have arrived.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::links::detour_names;
 use super::tc::Way;
+use super::tcx::{self, Tcx};
 use super::{MechanismError, canary, find, io_error, program};
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};
@@ -39,7 +41,7 @@ pub struct Device {
     /// Which of its packets are treated.
     #[serde(default)]
     pub way: Way,
-    /// classid of its filters and key of its rules.
+    /// Key of its rules: classid of its filters, constant of its tcx program.
     pub slot: u16,
     /// clsact was not there before us.
     pub clsact_is_ours: bool,
@@ -72,12 +74,25 @@ impl Needs {
     }
 }
 
+/// The device that every network namespace has.
+const LOOPBACK: u32 = 1;
+
 /// The loaded programs of one way.
 pub struct TcEgress {
     ebpf: Ebpf,
     way: Way,
     /// The most packets that one detour holds.
     packets: u32,
+    /// What is put on a target's device is put there by tcx.
+    by_tcx: bool,
+}
+
+/// What a node can do of a way, tried.
+pub struct Tried {
+    /// Why packets can be lost and nothing else; `None` when all works.
+    pub only_loss: Option<MechanismError>,
+    /// Why clsact has to do; `None` where there is tcx.
+    pub no_tcx: Option<MechanismError>,
 }
 
 impl TcEgress {
@@ -95,7 +110,12 @@ impl TcEgress {
                 .load()
                 .map_err(self::program("load the programs of tc"))?;
         }
-        Ok(Self { ebpf, way, packets })
+        Ok(Self {
+            ebpf,
+            way,
+            packets,
+            by_tcx: false,
+        })
     }
 
     /// What it has loaded.
@@ -117,12 +137,15 @@ impl TcEgress {
         self.way
     }
 
-    /// Tries all of it on devices of a namespace that is gone afterwards: veth, fq, clsact,
-    /// cls_bpf, our programs. What of it fails without which packets can still be lost is returned.
+    /// Tries all of it on devices of a namespace that is gone afterwards: tcx, veth, fq, clsact,
+    /// cls_bpf, our programs.
     ///
     /// # Errors
-    /// What this kernel cannot do, in words for `doctor`.
-    pub fn probe(&self) -> Result<Option<MechanismError>, MechanismError> {
+    /// What this kernel cannot do and has to, in words for `doctor`.
+    pub fn probe(&mut self) -> Result<Tried, MechanismError> {
+        let (way, ebpf) = (self.way, &mut self.ebpf);
+        let no_tcx = netns::scratch(|| tcx::try_on(ebpf, LOOPBACK, way)).err();
+        self.by_tcx = no_tcx.is_none();
         let whole = Needs {
             detour: true,
             checksums: true,
@@ -131,10 +154,14 @@ impl TcEgress {
             detour: false,
             checksums: false,
         };
-        match self.try_with(whole) {
-            Ok(()) => Ok(None),
-            Err(without) => self.try_with(none).map(|()| Some(without)),
-        }
+        let only_loss = match self.try_with(whole) {
+            Ok(()) => None,
+            Err(without) => {
+                self.try_with(none)?;
+                Some(without)
+            }
+        };
+        Ok(Tried { only_loss, no_tcx })
     }
 
     fn try_with(&self, needs: Needs) -> Result<(), MechanismError> {
@@ -148,17 +175,18 @@ impl TcEgress {
                 ifindex,
                 name: "canary0".into(),
                 way: self.way,
-                slot: u16::MAX,
+                slot: 0,
                 clsact_is_ours: false,
                 detour: None,
                 checksums: false,
                 longest_delay: Duration::ZERO,
             };
-            self.attach(&mut netlink, &mut device, needs).map(drop)
+            self.try_attach(&mut netlink, &mut device, needs, !self.by_tcx)
+                .map(drop)
         })
     }
 
-    /// Puts the filter on the device and builds the detour if it `needs` one and there is none.
+    /// Puts the program on the device and builds the detour if it `needs` one and there is none.
     /// Safe to repeat; on failure what this call added is removed, but for clsact, which
     /// [`Self::remove_clsact`] removes. Whether a detour was built.
     ///
@@ -169,16 +197,23 @@ impl TcEgress {
         netlink: &mut Netlink,
         device: &mut Device,
         needs: Needs,
+        tcx: &mut Tcx,
     ) -> Result<bool, MechanismError> {
         let had_detour = device.detour.is_some();
         let (index, hook) = (device.ifindex, device.way.hook());
         // Where that cannot be read, it is left to those who detach.
         let had_filter = netlink.has_filter(index, hook).unwrap_or(true);
-        let attached = self.try_attach(netlink, device, needs);
+        // A device keeps what it has, whoever put it there: of two programs, both would act.
+        let by_tcx = tcx.is_attached(netlink, device) || self.by_tcx && !had_filter;
+        let mut attached = self.try_attach(netlink, device, needs, !by_tcx);
+        if by_tcx && let Ok(built) = attached {
+            // Last: nothing may go into a detour that is being built.
+            attached = tcx.attach(netlink, device).map(|()| built);
+        }
         if attached.is_err() {
             // Back to what was there, the filter before what it sends packets to; the first error is the
             // one to tell.
-            if !had_filter {
+            if !had_filter && !by_tcx {
                 drop(netlink.delete_filter(index, hook));
             }
             if !had_detour {
@@ -188,10 +223,10 @@ impl TcEgress {
         attached
     }
 
-    /// Removes the filter and the detour, then reads back that they are gone. An empty clsact
-    /// stays: removing one makes the kernel take the whole device down for a moment
-    /// (`dev_deactivate` in `qdisc_graft`, net/sched/sch_api.c), and the target's packets of that
-    /// moment are lost. [`Self::remove_clsact`] does it when nobody minds.
+    /// Removes the filter and the detour, then reads back that they are gone; before that, the program of
+    /// tcx has to be ([`Tcx::detach`]). An empty clsact stays: removing one makes the kernel take the whole
+    /// device down for a moment (`dev_deactivate` in `qdisc_graft`, net/sched/sch_api.c), and the target's
+    /// packets of that moment are lost. [`Self::remove_clsact`] does it when nobody minds.
     ///
     /// # Errors
     /// What the kernel answers, or what is still there.
@@ -240,11 +275,13 @@ impl TcEgress {
             .map_err(io_error("read the queue of the detour"))
     }
 
+    /// What is done by netlink; on the device itself only if it is to have a filter.
     fn try_attach(
         &self,
         netlink: &mut Netlink,
         device: &mut Device,
         needs: Needs,
+        by_filter: bool,
     ) -> Result<bool, MechanismError> {
         // Believe the kernel, not the record: the number of a namespace is given out again.
         if let Some((inward, _)) = device.detour {
@@ -264,7 +301,7 @@ impl TcEgress {
         let mut batch = Batch::default();
         // A qdisc that is added to a device which is up, and a filter in a clsact that is not a moment old,
         // cost a grace period of RCU each: so clsact first, the detour while it is down, filters last.
-        let clsact = batch.clsact(device.ifindex, &device.name);
+        let clsact = by_filter.then(|| batch.clsact(device.ifindex, &device.name));
         if let Some((inward, outward)) = device.detour.filter(|_| builds) {
             let ends = [
                 (outward, Hook::Ingress, back),
@@ -282,15 +319,18 @@ impl TcEgress {
                 batch.start(ifindex);
             }
         }
-        let (hook, program) = (self.way.hook(), self.program(on_device)?);
-        batch.filter(device.ifindex, hook, program, on_device, device.slot);
+        if by_filter {
+            let (hook, program) = (self.way.hook(), self.program(on_device)?);
+            batch.filter(device.ifindex, hook, program, on_device, device.slot);
+        }
         let ran = netlink.run(batch);
         let done = match &ran {
             Ok(done) => done,
             Err(refused) => &refused.done,
         };
         // Remembered also where a later request was refused: it stays there, and is ours to remove.
-        device.clsact_is_ours |= done.get(clsact).is_some_and(|done| *done);
+        let made = clsact.and_then(|place| done.get(place));
+        device.clsact_is_ours |= made.is_some_and(|made| *made);
         ran?;
         if needs.checksums && !device.checksums {
             let [going_in, _] = detour_names(device.slot);

@@ -24,7 +24,8 @@ use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::tc::Way;
-use crate::mechanism::tc_egress::TcEgress;
+use crate::mechanism::tc_egress::{TcEgress, Tried};
+use crate::mechanism::tcx::Tcx;
 use crate::target::{Finder, TargetError};
 
 /// Failed to take the node over.
@@ -114,28 +115,26 @@ impl Node {
         let mut mechanisms = vec![capability(
             Mechanism::CgroupDrop,
             cgroup_drop.as_ref().err(),
-            None,
         )];
         let mut working = Vec::new();
         for (name, loaded) in tc {
             let tried = loaded.and_then(|mut mechanism| {
                 mechanism.fire_canary(&mut maps)?;
-                let without = mechanism.probe()?;
+                let tried = mechanism.probe()?;
                 generation.enter(mechanism.programs())?;
-                Ok((mechanism, without))
+                Ok((mechanism, tried))
             });
             match tried {
-                Ok((mechanism, without)) => {
-                    mechanisms.push(capability(name, None, without.as_ref()));
+                Ok((mechanism, tried)) => {
+                    mechanisms.push(of_packets(name, &tried));
                     working.push(mechanism);
                 }
-                Err(error) => mechanisms.push(capability(name, Some(&error), None)),
+                Err(error) => mechanisms.push(capability(name, Some(&error))),
             }
         }
         mechanisms.push(capability(
             Mechanism::ClockShift,
             clock_shift.as_ref().err(),
-            None,
         ));
         let capabilities = Capabilities {
             kernel: uname()
@@ -155,6 +154,7 @@ impl Node {
                 cgroup_drop: cgroup_drop.ok(),
                 clock_shift: clock_shift.ok(),
                 tc: working,
+                tcx: Tcx::new(&pins),
             },
             record.devices,
             budget,
@@ -230,22 +230,38 @@ fn lock(options: &Options) -> Result<Flock<File>, OpenError> {
     })
 }
 
-/// `limit` is why it can do loss alone.
-fn capability(
-    mechanism: Mechanism,
-    error: Option<&MechanismError>,
-    limit: Option<&MechanismError>,
-) -> Capability {
+fn capability(mechanism: Mechanism, error: Option<&MechanismError>) -> Capability {
     // The stubs of a build without bpf-linker are a fact about the build, not about the node.
     let reason = if objects::bytes(mechanism).is_empty() {
         objects::LoadError::Absent.to_string()
     } else {
-        error.or(limit).map(error_chain).unwrap_or_default()
+        error.map(error_chain).unwrap_or_default()
     };
     Capability {
         mechanism,
         supported: error.is_none(),
-        only_loss: limit.is_some(),
+        only_loss: false,
+        reason,
+    }
+}
+
+/// Of one that works.
+fn of_packets(mechanism: Mechanism, tried: &Tried) -> Capability {
+    let hook = match &tried.no_tcx {
+        None => "by tcx".to_owned(),
+        Some(error) => format!(
+            "by clsact: the first fault on a device may lose packets of that moment, because {}",
+            error_chain(error)
+        ),
+    };
+    let reason = match &tried.only_loss {
+        None => hook,
+        Some(error) => format!("{}; {hook}", error_chain(error)),
+    };
+    Capability {
+        mechanism,
+        supported: true,
+        only_loss: tried.only_loss.is_some(),
         reason,
     }
 }

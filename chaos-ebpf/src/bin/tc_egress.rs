@@ -13,7 +13,7 @@
     reason = "aya's attributes write each entry point anew, public and without its comment"
 )]
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
@@ -22,6 +22,7 @@ use chaos_abi::control::GENERATIONS;
 use chaos_ebpf::armed;
 use chaos_ebpf::detour::{arrived, stamp, target, treat};
 use chaos_ebpf::generation::go_on;
+use chaos_ebpf::hook::{NEXT, go_on_with_slot, take_slot};
 use chaos_ebpf::network::Direction;
 
 /// Bodies of [`tc_egress`].
@@ -40,24 +41,24 @@ static TC_EGRESS_RETURN_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     if armed() {
-        go_on(&ctx, &TC_EGRESS_BODY);
+        go_on_with_slot(&ctx, &TC_EGRESS_BODY);
     }
-    // Lets the filters behind ours have the packet.
-    TC_ACT_UNSPEC
+    NEXT
 }
 
 #[classifier]
 pub fn tc_egress_body(mut ctx: TcContext) -> i32 {
-    let Some(target) = target(&ctx) else {
-        return TC_ACT_UNSPEC;
+    let slot = take_slot(&ctx);
+    let Some(target) = target(slot) else {
+        return NEXT;
     };
     // SAFETY: `skb` is the context that the kernel gave to this program.
     let came_in_by = unsafe { (*ctx.skb.skb).ingress_ifindex };
     if target.detour_out != 0 && came_in_by == target.detour_out {
         // It has had its treatment.
-        return TC_ACT_UNSPEC;
+        return NEXT;
     }
-    treat(&mut ctx, target, Direction::Egress)
+    treat(&mut ctx, slot, target, Direction::Egress)
 }
 
 /// Egress of `fla`: tells fq when the packet may go on.
@@ -75,13 +76,13 @@ pub fn tc_egress_stamp_body(ctx: TcContext) -> i32 {
 /// Ingress of `flb`: on to the real device.
 #[classifier]
 pub fn tc_egress_return(ctx: TcContext) -> i32 {
-    go_on(&ctx, &TC_EGRESS_RETURN_BODY);
+    go_on_with_slot(&ctx, &TC_EGRESS_RETURN_BODY);
     TC_ACT_SHOT
 }
 
 #[classifier]
 pub fn tc_egress_return_body(ctx: TcContext) -> i32 {
-    match arrived(&ctx) {
+    match arrived(&ctx, take_slot(&ctx)) {
         // SAFETY: the helper only notes where the packet shall go.
         Some(target) => unsafe { bpf_redirect(target.device, 0) as i32 },
         None => TC_ACT_SHOT,

@@ -16,15 +16,16 @@
     reason = "aya's attributes write each entry point anew, public and without its comment"
 )]
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 use chaos_abi::control::GENERATIONS;
 use chaos_ebpf::armed;
-use chaos_ebpf::detour::{arrived, slot, stamp, target, treat};
+use chaos_ebpf::detour::{arrived, stamp, target, treat};
 use chaos_ebpf::generation::go_on;
+use chaos_ebpf::hook::{NEXT, go_on_with_slot, take_slot};
 use chaos_ebpf::network::Direction;
 
 /// The first three words of `cb` of a packet that has had its treatment: this, the slot of the
@@ -47,26 +48,25 @@ static TC_INGRESS_RETURN_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     if armed() {
-        go_on(&ctx, &TC_INGRESS_BODY);
+        go_on_with_slot(&ctx, &TC_INGRESS_BODY);
     }
-    // Lets the filters behind ours have the packet.
-    TC_ACT_UNSPEC
+    NEXT
 }
 
 #[classifier]
 pub fn tc_ingress_body(mut ctx: TcContext) -> i32 {
-    let Some(target) = target(&ctx) else {
-        return TC_ACT_UNSPEC;
+    let slot = take_slot(&ctx);
+    let Some(target) = target(slot) else {
+        return NEXT;
     };
-    let slot = slot(&ctx);
     // SAFETY: `skb` is the context that the kernel gave to this program, and cb is its scratch.
     let cb = unsafe { &mut (*ctx.skb.skb).cb };
     if cb[0] == CB_TREATED && cb[1] == slot && cb[2] == !slot {
         // Another device that it is forwarded to may have rules of its own.
         cb[0] = 0;
-        return TC_ACT_UNSPEC;
+        return NEXT;
     }
-    treat(&mut ctx, target, Direction::Ingress)
+    treat(&mut ctx, slot, target, Direction::Ingress)
 }
 
 /// Egress of `fla`: tells fq when the packet may go on.
@@ -84,16 +84,16 @@ pub fn tc_ingress_stamp_body(ctx: TcContext) -> i32 {
 /// Ingress of `flb`: in by the real device.
 #[classifier]
 pub fn tc_ingress_return(ctx: TcContext) -> i32 {
-    go_on(&ctx, &TC_INGRESS_RETURN_BODY);
+    go_on_with_slot(&ctx, &TC_INGRESS_RETURN_BODY);
     TC_ACT_SHOT
 }
 
 #[classifier]
 pub fn tc_ingress_return_body(ctx: TcContext) -> i32 {
-    let Some(target) = arrived(&ctx) else {
+    let slot = take_slot(&ctx);
+    let Some(target) = arrived(&ctx, slot) else {
         return TC_ACT_SHOT;
     };
-    let slot = slot(&ctx);
     // SAFETY: `skb` is the context that the kernel gave to this program, and cb is its scratch.
     let cb = unsafe { &mut (*ctx.skb.skb).cb };
     cb[0] = CB_TREATED;

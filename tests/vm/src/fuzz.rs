@@ -29,7 +29,7 @@ use random::Random;
 
 use crate::bench::pin_to_this_cpu;
 use crate::netns::Namespace;
-use crate::programs::STOLEN;
+use crate::programs::AWAY;
 
 /// Packets between two sets of rules.
 const ROUND: u64 = 1_000;
@@ -204,7 +204,7 @@ fn one_packet(
          packet, {size:?}: {frame:02x?}"
     );
     tried.packets += 1;
-    tried.lost += u64::from(seen.verdict == STOLEN && seen.carried == [0; 5]);
+    tried.lost += u64::from(seen.verdict == AWAY && seen.carried == [0; 5]);
     tried.detoured += u64::from(seen.carried != [0; 5]);
     if seen.carried != [0; 5] {
         let [low, high, .., carried] = seen.carried;

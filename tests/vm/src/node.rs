@@ -53,6 +53,12 @@ impl Host {
         self.node.as_mut().expect("taken only on drop")
     }
 
+    /// Whether programs come on devices by tcx.
+    pub(crate) fn has_tcx(&mut self) -> bool {
+        let mut mechanisms = self.node().capabilities().mechanisms.iter();
+        mechanisms.all(|found| !found.reason.contains("by clsact"))
+    }
+
     /// Wants one more fault and waits until the kernel has it.
     pub(crate) fn arm(&mut self, fault: Fault) -> Result<()> {
         let seen = self.settle(fault)?;

@@ -22,8 +22,8 @@ pub(crate) const SLOT: u32 = 7;
 /// Index of the loopback device, which BPF_PROG_TEST_RUN gives packets.
 pub(crate) const LOOPBACK: u32 = 1;
 
-/// `TC_ACT_STOLEN`, include/uapi/linux/pkt_cls.h: lost.
-pub(crate) const STOLEN: u32 = 4;
+/// `TC_ACT_REDIRECT`, include/uapi/linux/pkt_cls.h: away, see `chaos_ebpf::hook`.
+pub(crate) const AWAY: u32 = 7;
 
 /// `TC_ACT_UNSPEC`: others may have it.
 pub(crate) const UNSPEC: u32 = u32::MAX;

@@ -101,9 +101,9 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Gives the devices of the pods their clsact. Adding it stops a device for a moment, and what
-    /// the pod sends in that moment is lost: a known fault (ARCHITECTURE.md), which would be taken
-    /// for one of the experiments here. An experiment that only counts adds it, too; it stays.
+    /// Gives the devices of the pods their clsact, where the kernel has no tcx. Adding it stops a device for
+    /// a moment, and what the pod sends in that moment is lost: a known fault (ARCHITECTURE.md), which would
+    /// be taken for one of the experiments here. An experiment that only counts adds it, too; it stays.
     ///
     /// # Errors
     /// If the experiment cannot be run.

@@ -43,11 +43,15 @@ impl Check {
 const MODULES: [(&str, &str, &str); 4] = [
     ("module sch_fq", "sch_fq", "delay"),
     ("module veth", "veth", "delay"),
-    ("module cls_bpf", "cls_bpf", "all but partition"),
+    (
+        "module cls_bpf",
+        "cls_bpf",
+        "delay, and before Linux 6.6 no loss,",
+    ),
     (
         "module sch_ingress",
         "sch_ingress",
-        "all but partition (clsact)",
+        "delay, and before Linux 6.6 no loss,",
     ),
 ];
 

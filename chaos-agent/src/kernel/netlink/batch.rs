@@ -63,6 +63,10 @@ impl Netlink {
     /// # Errors
     /// The first refusal of one that must be done; requests behind it have been tried, too.
     pub fn run(&mut self, batch: Batch) -> Result<Vec<bool>, Refused> {
+        if batch.requests.is_empty() {
+            // The kernel refuses an empty datagram.
+            return Ok(Vec::new());
+        }
         let mut expectations = Vec::new();
         let messages = batch.requests.into_iter().map(|request| {
             expectations.push((request.what, request.tolerates));

@@ -11,6 +11,7 @@ use crate::clock::Stamp;
 use crate::netns::Pair;
 use crate::node::{Host, delayed, fault, lasting, resident};
 use crate::process::Place;
+use crate::registry::note;
 use crate::tcp;
 use crate::udp::{self, Echo, Prober, Probing};
 use crate::vm_test;
@@ -60,7 +61,7 @@ fn a_delayed_packet_arrives_late_and_a_bystander_s_does_not() -> Result<()> {
             probes.there().median()?.as_millis() < 30,
             "{to}: delayed after recovery"
         );
-        // An empty clsact stays: removing it would lose packets of the target.
+        // Without tcx, an empty clsact stays: removing it would lose packets of the target.
         ensure!(before.0 == pair.a.devices()?, "{:?}", pair.a.devices()?);
     }
     drop(host);
@@ -79,8 +80,8 @@ fn no_packet_is_lost_by_recovering() -> Result<()> {
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(200))?;
     host.arm(fault("d", &target, delayed(Duration::from_millis(300))))?;
-    // The first clsact of a device takes its queue away for a moment (`dev_deactivate` in
-    // net/sched/sch_api.c), so a packet may be lost by arming.
+    // Without tcx, the first clsact of a device takes its queue away for a moment (`dev_deactivate` in
+    // net/sched/sch_api.c), so a packet may be lost by arming. With it: `promises::beside`.
     let armed = Stamp::now();
     sleep(Duration::from_secs(1));
     // Some 60 packets wait at this moment.
@@ -200,6 +201,7 @@ fn a_tcp_flow_goes_on_through_a_delay() -> Result<()> {
     for to in [Pair::B4, Pair::B6] {
         let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
         let sent = tcp::transfer(from, to, Duration::from_secs(3))?;
+        note(format!("{to}: {:.0} Mbit/s", sent.megabits_per_second()));
         // Held back by TCP small queues it would be less than 1 Mbit/s.
         ensure!(sent.megabits_per_second() > 10.0, "{to}: {sent:?}");
     }

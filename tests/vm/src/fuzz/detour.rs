@@ -2,7 +2,7 @@
 
 use super::Lie;
 use super::model::{Fate, Model};
-use crate::programs::{STOLEN, UNSPEC};
+use crate::programs::{AWAY, UNSPEC};
 
 /// Opens the words that a packet carries.
 pub(super) const OURS: u32 = u32::from_be_bytes(*b"Faul");
@@ -52,7 +52,7 @@ impl Detour {
             waiting: self.waiting,
         };
         if fate.dropped {
-            seen.verdict = STOLEN;
+            seen.verdict = AWAY;
             return seen;
         }
         let segments = if self.cuts { size.segments.max(1) } else { 1 };
@@ -78,7 +78,7 @@ impl Detour {
         // A packet that should go by a detour that is not there goes without.
         let own_fits = self.waiting + all <= self.budget;
         if goes && (self.works || !own_fits) {
-            seen.verdict = STOLEN;
+            seen.verdict = AWAY;
         }
         if let Some(rule) = model.rule(last) {
             rule.counted.failed += u64::from(failed);

@@ -12,7 +12,7 @@ use chaos_planner::capabilities::Mechanism;
 
 use crate::fuzz;
 use crate::machine;
-use crate::programs::{LOOPBACK, Programs, SLOT, STOLEN, UNSPEC};
+use crate::programs::{AWAY, LOOPBACK, Programs, SLOT, UNSPEC};
 use crate::registry::note;
 use crate::vm_test;
 
@@ -75,7 +75,7 @@ fn what_stops_everything_stops_it() -> Result<()> {
     programs.maps.set_control(control::HALTED, 1)?;
     ensure!(programs.run(hit)? == UNSPEC, "acts while halted");
     programs.maps.set_control(control::HALTED, 0)?;
-    ensure!(programs.run(hit)? == STOLEN, "does not go on");
+    ensure!(programs.run(hit)? == AWAY, "does not go on");
     programs.maps.set_control(control::ARMED, 0)?;
     ensure!(programs.run(hit)? == UNSPEC, "acts while nothing is armed");
     programs.maps.set_control(control::ARMED, 1)?;

@@ -10,7 +10,7 @@ use aya::maps::{Array, Map, MapData};
 use aya::programs::loaded_programs;
 use chaos_abi::control;
 use chaos_abi::sample::{self, Stream};
-use chaos_agent::kernel::maps;
+use chaos_agent::kernel::{links, maps};
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect};
 use chaos_planner::observed::{Counts, Phase};
@@ -151,8 +151,9 @@ fn both_are_injected(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// Dispatchers on the device and on both ends of its detour; all others have pinned links.
-const ON_DEVICES: usize = 3;
+/// Dispatchers on both ends of the detour; all others have pinned links, but for that on the device, where
+/// it is a filter.
+const ON_DETOUR: usize = 2;
 
 fn programs() -> usize {
     loaded_programs().count()
@@ -195,12 +196,10 @@ fn one_generation_is_left(others: usize) -> Result<()> {
             );
         }
     }
-    let links = fs::read_dir(maps::directory(Path::new(BPFFS)).join("links"))?.count();
-    ensure!(
-        links > 0 && arrays >= links,
-        "{arrays} arrays, {links} links"
-    );
-    are_loaded(others + ON_DEVICES + links + arrays)
+    let links = links::pinned(&maps::directory(Path::new(BPFFS)));
+    ensure!(!links.is_empty(), "nothing is attached");
+    let by_tcx = links.iter().any(|link| link.ends_with("tc_egress_1"));
+    are_loaded(others + ON_DETOUR + usize::from(!by_tcx) + links.len() + arrays)
 }
 
 /// The kernel frees programs in its own time.

@@ -1,0 +1,58 @@
+//! How a packet program gets on with where it sits: a filter of clsact, or tcx (Linux 6.6). Both have
+//! the same programs. A filter brings the slot of its device as classid. tcx has no such thing: there each
+//! device has a dispatcher of its own, with the slot as a constant, which hands it on to the body.
+
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::maps::ProgramArray;
+use aya_ebpf::programs::TcContext;
+
+use crate::generation::go_on;
+
+/// Slot of the device of a dispatcher that is not in a filter: one of tcx, or of BPF_PROG_TEST_RUN. 0
+/// takes the filter's.
+#[unsafe(no_mangle)]
+static SLOT: u32 = 0;
+
+/// Lets the programs and filters behind ours have the packet: `TC_ACT_UNSPEC` is also `TCX_NEXT`.
+pub const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// From a dispatcher to the body, and back where there is none.
+#[inline(always)]
+pub fn go_on_with_slot(ctx: &TcContext, bodies: &ProgramArray) {
+    // SAFETY: a load of read-only data that the loader may have replaced before the load.
+    let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
+    if slot != 0 {
+        set_classid(ctx, slot);
+    }
+    go_on(ctx, bodies);
+    if slot != 0 {
+        set_classid(ctx, 0);
+    }
+}
+
+/// In a body: the slot of the device that the packet is on.
+#[inline(always)]
+pub fn take_slot(ctx: &TcContext) -> u32 {
+    // SAFETY: `skb` is the context that the kernel gave to this program.
+    let slot = unsafe { (*ctx.skb.skb).tc_classid };
+    // `TCX_PASS` of a program behind ours would make it the packet's `tc_index` (`tcx_action_code`,
+    // include/net/tcx.h), in which others keep marks. To a filter that lets pass it means nothing.
+    set_classid(ctx, 0);
+    slot
+}
+
+/// Takes the packet away, and its sender is not told. It is sent by a device that never is: so it is
+/// dropped, and counts as sent (`skb_do_redirect`, net/core/filter.c; `sch_handle_egress`,
+/// net/core/dev.c). `TC_ACT_STOLEN` is no verdict of tcx, and a sender hears of `TCX_DROP`.
+#[inline(always)]
+pub fn take_away() -> i32 {
+    // SAFETY: the helper only notes where the packet shall go.
+    unsafe { bpf_redirect(0, 0) as i32 }
+}
+
+#[inline(always)]
+fn set_classid(ctx: &TcContext, classid: u32) {
+    // SAFETY: `skb` is the context that the kernel gave to this program; tc programs may write this.
+    unsafe { (*ctx.skb.skb).tc_classid = classid };
+}
