@@ -76,6 +76,8 @@ mod demo;
 #[cfg(feature = "guest")]
 mod faults;
 #[cfg(feature = "guest")]
+mod foreign;
+#[cfg(feature = "guest")]
 pub mod fuzz;
 #[cfg(feature = "guest")]
 pub mod kmsg;

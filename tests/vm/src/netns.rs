@@ -237,7 +237,7 @@ impl Pair {
 }
 
 /// A cable from a new device of `a` to a new `eth0` of `b`; both are down.
-fn cable(a: &Namespace, device: &str, b: &Namespace) -> Result<()> {
+pub(crate) fn cable(a: &Namespace, device: &str, b: &Namespace) -> Result<()> {
     let other_end = "other-end";
     a.netlink(async |handle| {
         let cable = LinkVeth::new(device, other_end).build();

@@ -1,5 +1,6 @@
 //! What holds for every fault, whatever it does: one file of tests per promise.
 
+mod beside;
 mod budget;
 mod cycles;
 mod deadline;
