@@ -24,7 +24,7 @@ use crate::kernel::objects::Loader;
 /// All links of this node.
 pub struct Tcx {
     pins: PathBuf,
-    /// Made with the first link: it reads the types of the whole kernel.
+    /// Once there is something to load.
     loader: Option<Loader<'static>>,
 }
 
@@ -35,6 +35,12 @@ impl Tcx {
             pins: pins.to_owned(),
             loader: None,
         }
+    }
+
+    /// Does what the first fault need not wait for: a loader reads the types of the whole kernel.
+    pub fn get_ready(&mut self) -> &mut Loader<'static> {
+        let pins = &self.pins;
+        self.loader.get_or_insert_with(|| Loader::new(pins))
     }
 
     /// Puts a dispatcher of its own on a device, before what others have there; safe to repeat.
@@ -55,9 +61,9 @@ impl Tcx {
         let links = links::directory(&self.pins);
         fs::create_dir_all(&links).map_err(io_error(format!("create {}", links.display())))?;
         let path = self.path(device.way, device.slot);
-        let pins = &self.pins;
-        let loader = self.loader.get_or_insert_with(|| Loader::new(pins));
-        let mut ebpf = loader.load_for_slot(device.way.mechanism(), device.slot)?;
+        let mut ebpf = self
+            .get_ready()
+            .load_for_slot(device.way.mechanism(), device.slot)?;
         let (index, way) = (device.ifindex, device.way);
         let [on_device, ..] = way.programs();
         let dispatcher: &mut SchedClassifier = find_mut(&mut ebpf, on_device)?;

@@ -117,6 +117,7 @@ impl Node {
             cgroup_drop.as_ref().err(),
         )];
         let mut working = Vec::new();
+        let mut tcx = Tcx::new(&pins);
         for (name, loaded) in tc {
             let tried = loaded.and_then(|mut mechanism| {
                 mechanism.fire_canary(&mut maps)?;
@@ -127,6 +128,9 @@ impl Node {
             match tried {
                 Ok((mechanism, tried)) => {
                     mechanisms.push(of_packets(name, &tried));
+                    if tried.no_tcx.is_none() {
+                        tcx.get_ready();
+                    }
                     working.push(mechanism);
                 }
                 Err(error) => mechanisms.push(capability(name, Some(&error))),
@@ -154,7 +158,7 @@ impl Node {
                 cgroup_drop: cgroup_drop.ok(),
                 clock_shift: clock_shift.ok(),
                 tc: working,
-                tcx: Tcx::new(&pins),
+                tcx,
             },
             record.devices,
             budget,
