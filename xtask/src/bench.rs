@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what faults cost and how exact they are, beside netem where there is one. What
-//! is measured is in `tests/vm/src/bench/`; here it is run, judged and written down.
+//! `cargo xtask bench`: what faults cost and how exact they are, beside netem or ptrace where that
+//! does the same. What is measured is in `tests/vm/src/bench/`; here it is run, judged and written down.
 //!
 //! What ran on this machine's own kernel and what ran in an emulated one are reports of their own: only
 //! the first has nanoseconds that mean something elsewhere.
@@ -53,16 +53,19 @@ pub(crate) enum Part {
     Network,
     /// How quick and how big the agent is, in an emulated machine
     Agent,
+    /// What faults on clocks cost and how quick they are, beside ptrace, in an emulated machine
+    Time,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Native, Self::Network, Self::Agent];
+    const ALL: [Self; 4] = [Self::Native, Self::Network, Self::Agent, Self::Time];
 
     fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Network => "network",
             Self::Agent => "agent",
+            Self::Time => "time",
         }
     }
 }
@@ -85,7 +88,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         let started = Instant::now();
         let (kernel, figures) = match part {
             Part::Native => native(root, options.pairs)?,
-            Part::Network | Part::Agent => {
+            Part::Network | Part::Agent | Part::Time => {
                 let binaries = match &binaries {
                     Some(binaries) => binaries,
                     None if options.no_build => binaries.insert(vmtest::built(root)),
@@ -141,7 +144,7 @@ fn native(root: &Path, pairs: usize) -> Result<(String, Vec<Figure>)> {
             Some(name)
         })
         .context(
-            "packet-bench needs root and a kernel with BPF; `--only network` and `--only agent` do not",
+            "packet-bench needs root and a kernel with BPF; `--only` network, agent or time do not",
         )?;
         let release = fs::read_to_string("/proc/sys/kernel/osrelease");
         Ok((release.unwrap_or_default().trim().to_owned(), figures))

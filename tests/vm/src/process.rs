@@ -180,7 +180,7 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
         read(&self.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What it answers to a line on its standard input: the next event. It is one that reads lines.
+    /// What it answers to any line on its standard input: the next event. It is one that reads lines.
     ///
     /// # Errors
     /// It is gone, or says nothing within `limit`.
@@ -188,11 +188,21 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
     where
         E: Clone,
     {
+        self.ask_for(&(), limit)
+    }
+
+    /// What it answers to this, as a line of JSON.
+    ///
+    /// # Errors
+    /// It is gone, or says nothing within `limit`.
+    pub fn ask_for(&mut self, question: &impl Serialize, limit: Duration) -> Result<E>
+    where
+        E: Clone,
+    {
+        let question = serde_json::to_string(question)?;
         let told = self.with_events(<[E]>::len);
         let questions = self.child.stdin.as_mut().context("nobody can ask it")?;
-        questions
-            .write_all(b"?\n")
-            .with_context(|| format!("role {} is gone", self.name))?;
+        writeln!(questions, "{question}").with_context(|| format!("role {} is gone", self.name))?;
         eventually(&format!("role {} answers", self.name), limit, || {
             let answer = self.with_events(|events| events.get(told).cloned());
             answer.context("it is silent")

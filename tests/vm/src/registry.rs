@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::bench::{agent, network};
+use crate::bench::{agent, network, time};
 use crate::{demo, sabotage};
 
 /// One test. Made by [`vm_test!`](crate::vm_test).
@@ -34,7 +34,13 @@ impl Test {
     /// Those whose name contains `only`, by name. Those that must fail, the demonstration and
     /// benchmarks have to be asked for.
     pub fn all(only: &str) -> Vec<&'static Test> {
-        let apart = [sabotage::NAME, demo::NAME, network::NAME, agent::NAME];
+        let apart = [
+            sabotage::NAME,
+            demo::NAME,
+            network::NAME,
+            agent::NAME,
+            time::NAME,
+        ];
         let mut tests: Vec<_> = inventory::iter::<Test>()
             .filter(|t| t.full_name().contains(only))
             .filter(|t| {

@@ -29,10 +29,10 @@ use crate::vm_test;
 /// Part of the names of what is here.
 pub(crate) const NAME: &str = "bench::agent::";
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The agent's thread, with the node that it owns.
-struct Agent {
+pub(super) struct Agent {
     handle: NodeHandle,
     maps: Pinned,
     generation: u64,
@@ -40,7 +40,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start() -> Result<Self> {
+    pub(super) fn start() -> Result<Self> {
         let options = Options::default();
         let bpffs = options.bpffs.clone();
         let handle = node_thread::spawn("bench", move || node_thread::open(options))?;
@@ -53,7 +53,7 @@ impl Agent {
     }
 
     /// Hands it a set, as the server does that received one. When: CLOCK_MONOTONIC nanoseconds.
-    fn desire(&mut self, faults: Vec<Fault>) -> Result<u64> {
+    pub(super) fn desire(&mut self, faults: Vec<Fault>) -> Result<u64> {
         self.generation += 1;
         let desired = Desired {
             owner: Owner("local:1".into()),
@@ -69,13 +69,16 @@ impl Agent {
     }
 
     /// Wants nothing, and waits until the kernel has nothing: no rule, and no device with a filter.
-    fn clear(&mut self) -> Result<()> {
+    pub(super) fn clear(&mut self) -> Result<()> {
         self.desire(Vec::new())?;
         let empty = |maps: &Pinned| -> Result<bool> {
-            let targets =
-                maps.targets(TargetKind::Device)?.len() + maps.targets(TargetKind::Cgroup)?.len();
+            let mut targets = 0;
+            for kind in [TargetKind::Device, TargetKind::Cgroup, TargetKind::Clock] {
+                targets += maps.targets(kind)?.len();
+            }
             // The counters of a rule that is still there would be those of the run before.
-            Ok(targets == 0 && maps.rules()?.is_empty())
+            let rules = maps.rules()?.len() + maps.clock_rules()?.len();
+            Ok(targets + rules == 0)
         };
         self.until(empty)
     }
@@ -117,7 +120,7 @@ fn delay() -> NetworkEffect {
     delayed(Duration::from_millis(10))
 }
 
-fn milliseconds(from: u64, to: u64) -> f64 {
+pub(super) fn milliseconds(from: u64, to: u64) -> f64 {
     to.saturating_sub(from) as f64 / 1e6
 }
 

@@ -1,4 +1,4 @@
-//! The benchmark works, on each kernel. How good its figures are is not a test's business: machines
+//! The benchmarks work, on each kernel. How good their figures are is not a test's business: machines
 //! that run tests are busy.
 
 use std::collections::BTreeSet;
@@ -6,20 +6,17 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use crate::bench::packets::{Effort, measure};
+use crate::bench::{packets, time};
 use crate::figures::Figure;
 use crate::machine::BPFFS;
 use crate::vm_test;
 
-vm_test!(the_benchmark_measures_each_of_its_figures, limit = 180);
-fn the_benchmark_measures_each_of_its_figures() -> Result<()> {
-    let effort = Effort {
-        pairs: 2,
-        packets: 100,
-        losses: 3,
-    };
-    let mut names = BTreeSet::new();
-    measure(Path::new(BPFFS), effort, |figure| {
+/// The figures that a benchmark has told.
+#[derive(Default)]
+struct Told(BTreeSet<String>);
+
+impl Told {
+    fn take(&mut self, figure: &Figure) -> Result<()> {
         let line = figure.line();
         // Numbers are read back to within their last digit.
         let same = |read: &Figure| {
@@ -34,9 +31,38 @@ fn the_benchmark_measures_each_of_its_figures() -> Result<()> {
             figure.value > 0.0 || figure.control.is_none(),
             "no time passed: {figure:?}"
         );
-        ensure!(names.insert(figure.name.clone()), "twice: {}", figure.name);
+        ensure!(self.0.insert(figure.name.clone()), "twice: {}", figure.name);
         Ok(())
-    })?;
-    ensure!(names.len() == 12, "{names:#?}");
-    Ok(())
+    }
+
+    fn are(&self, count: usize) -> Result<()> {
+        ensure!(self.0.len() == count, "{:#?}", self.0);
+        Ok(())
+    }
+}
+
+vm_test!(the_benchmark_measures_each_of_its_figures, limit = 180);
+fn the_benchmark_measures_each_of_its_figures() -> Result<()> {
+    let effort = packets::Effort {
+        pairs: 2,
+        packets: 100,
+        losses: 3,
+    };
+    let mut told = Told::default();
+    packets::measure(Path::new(BPFFS), effort, |figure| told.take(&figure))?;
+    told.are(12)
+}
+
+vm_test!(
+    the_benchmark_of_clocks_measures_each_of_its_figures,
+    limit = 300
+);
+fn the_benchmark_of_clocks_measures_each_of_its_figures() -> Result<()> {
+    let effort = time::Effort {
+        pairs: 1,
+        calls: 20,
+    };
+    let mut told = Told::default();
+    time::measure(effort, &mut |figure| told.take(&figure))?;
+    told.are(16)
 }
