@@ -48,21 +48,22 @@ impl Foreign {
         first: bool,
         says: Says,
     ) -> Result<Option<Foreign>> {
+        namespace.within(|| Foreign::attach_here(device, side, first, says))
+    }
+
+    /// The same on a device of this thread's namespace.
+    fn attach_here(device: &str, side: Side, first: bool, says: Says) -> Result<Option<Foreign>> {
         let seen = counter().context("failed to make a map")?;
         let program = program(&seen, says).context("failed to load a program")?;
-        let link = namespace.within(|| {
-            let index = if_nametoindex(device)?;
-            match link(&program, index, side, first) {
-                Ok(link) => Ok(Some(link)),
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
-                Err(error) => Err(error).context("failed to attach a program"),
-            }
-        })?;
-        Ok(link.map(|link| Foreign {
-            program,
-            seen,
-            _link: link,
-        }))
+        match link(&program, if_nametoindex(device)?, side, first) {
+            Ok(link) => Ok(Some(Foreign {
+                program,
+                seen,
+                _link: link,
+            })),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            Err(error) => Err(error).context("failed to attach a program"),
+        }
     }
 
     /// How many packets it has seen.
@@ -86,6 +87,26 @@ impl Foreign {
         let id = info.lines().find_map(|line| line.strip_prefix("prog_id:"));
         Ok(id.context("a program without id")?.trim().parse()?)
     }
+}
+
+/// Programs on the loopback device that do nothing, for as long as this lives.
+#[derive(Debug)]
+pub struct Kept {
+    _programs: Vec<Foreign>,
+}
+
+/// The first program of a machine on a hook of tcx, and the last, rewrite the code that handles packets
+/// (`tcx_needed_key` and others, static keys of net/core/dev.c). Each fault of a test would, and QEMU's
+/// emulation can run a CPU into that. These are there before, and stay.
+///
+/// # Errors
+/// What the kernel answers; that it has no tcx is none.
+pub fn keep_hooks() -> Result<Kept> {
+    let keep = |side| Foreign::attach_here("lo", side, false, Says::Next);
+    let kept = [keep(Side::Ingress)?, keep(Side::Egress)?];
+    Ok(Kept {
+        _programs: kept.into_iter().flatten().collect(),
+    })
 }
 
 /// Ids of the programs on a device, in the order in which they are asked; none without tcx.

@@ -76,7 +76,7 @@ mod demo;
 #[cfg(feature = "guest")]
 mod faults;
 #[cfg(feature = "guest")]
-mod foreign;
+pub mod foreign;
 #[cfg(feature = "guest")]
 pub mod fuzz;
 #[cfg(feature = "guest")]

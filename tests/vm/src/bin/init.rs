@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::wait;
-use vm_tests::runtimes;
+use vm_tests::{foreign, runtimes};
 
 /// (kind, where); parents first.
 const MOUNTS: [(&str, &str); 9] = [
@@ -40,6 +40,7 @@ fn run() -> Result<()> {
     }
     vm_tests::machine::load_modules()?;
     runtimes::mount_disk()?;
+    let _kept = foreign::keep_hooks().context("failed to keep the hooks of packets in use")?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut command = Command::new("/bin/vm-runner");
     command
