@@ -141,10 +141,9 @@ fn run_all(cluster: &Cluster, chosen: &[&Test], results: &mut Vec<TestResult>) -
         let outcome = match done.and_then(|()| bench.sweep()) {
             Ok(()) => Outcome::Passed,
             Err(error) => {
-                cluster
-                    .check()
-                    .with_context(|| format!("{}: {error:#}", test.name))?;
-                bench.sweep()?;
+                let ended = || format!("{}: {error:#}", test.name);
+                cluster.check().with_context(ended)?;
+                bench.sweep().with_context(ended)?;
                 Outcome::Failed(format!("{error:#}"))
             }
         };
