@@ -222,7 +222,7 @@ fn chosen(step: usize, one_in: usize) -> Result<bool> {
     Ok(step % (3 * one_in) == turn * one_in)
 }
 
-vm_test!(twenty_upgrades_treat_each_packet_once, limit = 500);
+vm_test!(twenty_upgrades_treat_each_packet_once, limit = 800);
 fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
     let others = others();
     let stage = Stage::new()?;
@@ -266,7 +266,7 @@ fn an_upgrade_may_die_at_any_step() -> Result<()> {
     ensure!(steps > 10, "only {steps} steps: what was traced?");
     let mut tried = 0;
     for step in 0..steps {
-        if !chosen(step, 5)? {
+        if !chosen(step, 8)? {
             continue;
         }
         tried += 1;
@@ -292,7 +292,7 @@ fn the_first_start_may_die_at_any_step() -> Result<()> {
     purge(others)?;
     let mut tried = 0;
     for step in 0..steps {
-        if !chosen(step, 24)? {
+        if !chosen(step, 60)? {
             continue;
         }
         tried += 1;
