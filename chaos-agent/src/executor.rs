@@ -154,7 +154,7 @@ impl Executor {
         }
         // One by one: removed with the directory, they would go when the kernel has time, and ours may be
         // there by then. And first: what they send to is removed below.
-        for link in others.iter().flat_map(|layout| links::pinned(layout)) {
+        for link in others.iter().flat_map(|layout| links::pinned(layout, "")) {
             if let Err(error) = unpin(&link) {
                 tracing::warn!(%error, "failed to detach an older agent's program; it acts until its rules end");
             }

@@ -119,6 +119,13 @@ pub fn format_nanos(nanos: i64) -> String {
     format(SignedDuration::from_nanos(nanos))
 }
 
+/// The same of nanoseconds by which something is moved, with its sign always: `+1h0m0s`, `-1.5s`.
+#[must_use]
+pub fn format_move(nanos: i64) -> String {
+    let sign = if nanos < 0 { "" } else { "+" };
+    format!("{sign}{}", format_nanos(nanos))
+}
+
 /// One number with its unit, in nanoseconds, and what follows it.
 fn parse_part(text: &str) -> Result<(u64, &str), DurationError> {
     let whole_len = digits(text);

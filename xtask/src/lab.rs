@@ -25,7 +25,7 @@ use self::{clock::Offset, results::Results, samples::Path};
 use crate::{
     cluster::Cluster,
     image,
-    step::{self, Step},
+    step::{self, Step, eventually},
 };
 
 /// A probe counts a datagram as lost after this time. Longer than any delay that is injected here,
@@ -266,16 +266,11 @@ impl<'a> Lab<'a> {
             .chain(pods.iter().map(pod_document))
             .collect();
         // In a new cluster the controllers may not have made the namespace's service account yet.
-        let deadline = Instant::now() + Duration::from_secs(30);
         let words = ["apply", "--filename", "-"];
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-        loop {
-            let output = self.feed(words, &list)?;
-            if output.status.success() || Instant::now() > deadline {
-                return must(output).map(drop);
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        eventually("the pods to be taken", Duration::from_secs(30), || {
+            must(self.feed(words, &list)?).map(drop)
+        })
     }
 
     fn wait(&self, step: &Step, names: &[&str]) -> Result<Vec<Pod>> {
@@ -318,16 +313,10 @@ impl<'a> Lab<'a> {
             .collect();
         let path = self.proxied(pod, "peers");
         let body = Value::from(peers).to_string();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let output = self.feed(["create", "--raw", &path, "--filename", "-"], &body)?;
-            if output.status.success() || Instant::now() > deadline {
-                return must(output)
-                    .map(drop)
-                    .with_context(|| format!("failed to tell {} its peers", pod.name));
-            }
-            std::thread::sleep(Duration::from_millis(300));
-        }
+        let what = format!("{} to take its peers", pod.name);
+        eventually(&what, Duration::from_secs(20), || {
+            must(self.feed(["create", "--raw", &path, "--filename", "-"], &body)?).map(drop)
+        })
     }
 
     fn ask_all(&self, since: u64) -> Result<Vec<(&Pod, Results)>> {

@@ -156,6 +156,27 @@ pub(crate) fn output_of(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{shown}` did not print UTF-8"))
 }
 
+/// Tries `check` three times a second until it succeeds.
+///
+/// # Errors
+/// It still failed when `patience` had passed: its last error, and `what` was waited for.
+pub(crate) fn eventually<T>(
+    what: &str,
+    patience: Duration,
+    check: impl Fn() -> Result<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match check() {
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).with_context(|| format!("waited {patience:?} for {what}"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(300)),
+            done => return done,
+        }
+    }
+}
+
 /// The command as a person would type it, without its environment.
 pub(crate) fn show(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy()];
@@ -164,7 +185,8 @@ pub(crate) fn show(command: &Command) -> String {
 }
 
 fn tick(name: &str, started: Instant, shared: &Shared) {
-    let every = Duration::from_secs(if out::has_reader() { 3 } else { 10 });
+    // A log is read from its end, and what failed should not be lost among lines of progress.
+    let every = Duration::from_secs(if out::has_reader() { 3 } else { 60 });
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
         let waited = shared

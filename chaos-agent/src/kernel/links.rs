@@ -8,9 +8,15 @@ pub fn directory(pins: &Path) -> PathBuf {
     pins.join("links")
 }
 
-/// The links in it.
-pub fn pinned(pins: &Path) -> Vec<PathBuf> {
+/// The links in it whose names begin so: those of one mechanism, or all.
+pub fn pinned(pins: &Path, prefix: &str) -> Vec<PathBuf> {
     let listed = fs::read_dir(directory(pins));
     let entries = listed.into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            name.as_encoded_bytes().starts_with(prefix.as_bytes())
+        })
+        .map(|entry| entry.path())
+        .collect()
 }

@@ -40,10 +40,9 @@ fn clock(effect: &ClockEffect) -> String {
         parts.push(format!("at {rate} times its speed"));
     }
     for jump in &effect.jumps {
-        let sign = if jump.by_ns < 0 { "" } else { "+" };
-        let by = duration::format_nanos(jump.by_ns);
+        let by = duration::format_move(jump.by_ns);
         let after = Duration::from_nanos(jump.after_ns);
-        parts.push(format!("{sign}{by} after {after:?}"));
+        parts.push(format!("{by} after {after:?}"));
     }
     format!("{} {}", names.join(" and "), parts.join(", "))
 }

@@ -20,7 +20,7 @@ use chaos_planner::capabilities::Mechanism;
 use chaos_planner::clock::{self, ClockEffect};
 use chaos_planner::fault::Mode;
 
-pub use self::skipped::Dispatchers;
+pub use self::skipped::{Dispatchers, pinned};
 pub use self::stubs::Stubs;
 use super::{MechanismError, find_mut, io_error, pin, program, unpin};
 use crate::kernel::btf::{Field, Layout};
@@ -51,7 +51,7 @@ const BPRM: [(&str, Field); 3] = [
 /// The loaded programs.
 pub struct ClockShift {
     ebpf: Ebpf,
-    links: PathBuf,
+    pins: PathBuf,
     attached: bool,
     /// Programs that ran before the fault began.
     pub stubs: Stubs,
@@ -105,7 +105,7 @@ impl ClockShift {
         }
         Ok(Self {
             ebpf,
-            links: links::directory(pins),
+            pins: pins.to_owned(),
             attached: false,
             stubs,
         })
@@ -122,12 +122,13 @@ impl ClockShift {
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
     pub fn begin(&mut self) -> Result<(), MechanismError> {
-        let taken_over = hooks().any(|name| name != SLEEPS && self.links.join(name).exists());
+        let taken_over =
+            hooks().any(|name| name != SLEEPS && links::directory(&self.pins).join(name).exists());
         if taken_over {
             return self.attach();
         }
         self.attach_at(SLEEPS)?;
-        self.stubs.dispatchers = Dispatchers::of_links(&self.links);
+        self.stubs.dispatchers = Dispatchers::of_links(&self.pins);
         Ok(())
     }
 
@@ -149,13 +150,13 @@ impl ClockShift {
             return Err(error);
         }
         self.attached = true;
-        self.stubs.dispatchers = Dispatchers::of_links(&self.links);
+        self.stubs.dispatchers = Dispatchers::of_links(&self.pins);
         Ok(())
     }
 
     fn attach_at(&mut self, name: &str) -> Result<(), MechanismError> {
-        let links = &self.links;
-        fs::create_dir_all(links).map_err(io_error(format!("create {}", links.display())))?;
+        let links = links::directory(&self.pins);
+        fs::create_dir_all(&links).map_err(io_error(format!("create {}", links.display())))?;
         let path = links.join(name);
         if path.exists() {
             return Ok(());
@@ -176,9 +177,9 @@ impl ClockShift {
         self.attached = false;
         // Those that lend a program's memory go before those that give it back.
         for name in hooks().rev().filter(|name| *name != SLEEPS) {
-            unpin(&self.links.join(name))?;
+            unpin(&links::directory(&self.pins).join(name))?;
         }
-        self.stubs.dispatchers = Dispatchers::of_links(&self.links);
+        self.stubs.dispatchers = Dispatchers::of_links(&self.pins);
         Ok(())
     }
 
@@ -188,7 +189,7 @@ impl ClockShift {
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
         self.rest()?;
-        unpin(&self.links.join(SLEEPS))
+        unpin(&links::directory(&self.pins).join(SLEEPS))
     }
 
     /// What the kernel is told, but for generation and deadline, at CLOCK_MONOTONIC nanoseconds `now`,

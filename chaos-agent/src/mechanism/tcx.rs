@@ -106,7 +106,7 @@ impl Tcx {
     /// What the kernel answers.
     pub fn sweep(&self, known: impl Fn(Way, u16) -> bool) -> Result<usize, MechanismError> {
         let mut swept = 0;
-        for path in links::pinned(&self.pins) {
+        for path in links::pinned(&self.pins, "") {
             let name = path.file_name().and_then(|name| name.to_str());
             let device = name.and_then(parse);
             if let Some((way, slot)) = device.filter(|&(way, slot)| !known(way, slot)) {

@@ -25,7 +25,7 @@ const MAX_TEXT: i64 = 4096;
 const MAX_NUMBER: i64 = 64;
 
 /// Of clocks; [`crate::clock::MAX_JUMPS`].
-const MAX_JUMPS: i64 = 8;
+const MAX_JUMPS: i64 = crate::clock::MAX_JUMPS as i64;
 
 /// Columns of `kubectl get` behind the kind's own; `hits` says what is counted.
 pub(super) fn columns(hits: &str) -> [CustomResourceColumnDefinition; 5] {

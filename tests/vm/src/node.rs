@@ -1,11 +1,12 @@
 //! The node of a test: opened as the agent opens it, with faults on cgroups, and read back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_agent::kernel::maps::Pinned;
+use chaos_agent::kernel::maps::{self, Pinned};
+use chaos_agent::mechanism::clock_shift;
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{
@@ -208,6 +209,15 @@ pub(crate) fn clock_fault(id: &str, cgroup: &Cgroup, effect: ClockEffect) -> Fau
     }
 }
 
+/// These clocks are ahead by so many seconds.
+pub(crate) fn moved(seconds: i64, clocks: &[u32]) -> ClockEffect {
+    ClockEffect {
+        offset_ns: seconds * 1_000_000_000,
+        clocks: clocks.iter().fold(0, |bits, clock| bits | 1 << clock),
+        ..ClockEffect::default()
+    }
+}
+
 /// The same on a pod, which is found by its uid.
 pub(crate) fn of_pod(mut fault: Fault, uid: &str, host_network: bool) -> Fault {
     fault.target = TargetRef::Pod {
@@ -233,6 +243,11 @@ pub(crate) fn seeded(mut fault: Fault, seed: u64) -> Fault {
 /// The maps that the agent has pinned.
 pub(crate) fn pinned() -> Result<Pinned> {
     Ok(Pinned::open(Path::new(BPFFS))?)
+}
+
+/// Pinned links of programs that are attached where clocks are read.
+pub(crate) fn on_clocks() -> Vec<PathBuf> {
+    clock_shift::pinned(&maps::directory(Path::new(BPFFS)))
 }
 
 /// Soon the kernel takes nothing for waiting in the detour of the first device.

@@ -1,6 +1,6 @@
 //! Clocks of containers that are off: what a program that runs already sees, and what `kubectl exec` does.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     lab::{Wanted, chaos::PATIENCE, clock, must},
     out::note,
-    step,
+    step::{self, eventually},
 };
 
 tests![a_container_sees_another_time_in_all_its_programs];
@@ -60,7 +60,7 @@ fn a_container_sees_another_time_in_all_its_programs(bench: &Bench<'_>) -> Resul
     note!("seen after {:.1} s", started.elapsed().as_secs_f64());
     let other = ahead(&kubectl(bench, &["exec", "b", "--", "/probe", "clock"])?)?;
     ensure!(other.abs() < SLACK, "another pod is {other} s ahead");
-    eventually("hits in the status", || {
+    eventually("hits in the status", PATIENCE, || {
         let hits = [
             "get",
             "timechaos",
@@ -86,7 +86,7 @@ fn all_are_ahead(bench: &Bench<'_>, expected: i64) -> Result<()> {
         "a program that is started is {started} s ahead"
     );
     // What the pod has printed takes its time.
-    eventually("the program that runs", || {
+    eventually("the program that runs", PATIENCE, || {
         let running = ahead(&kubectl(bench, &["logs", "--tail=1", POD])?)?;
         ensure!(close(running), "it is {running} s ahead");
         Ok(())
@@ -102,17 +102,4 @@ fn ahead(line: &str) -> Result<i64> {
 
 fn kubectl(bench: &Bench<'_>, words: &[&str]) -> Result<String> {
     step::output(&mut bench.lab.kubectl(words.iter().copied()))
-}
-
-fn eventually(what: &str, check: impl Fn() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match check() {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error).with_context(|| format!("waited in vain for {what}"));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(300)),
-        }
-    }
 }

@@ -9,7 +9,7 @@ use chaos_api::v1alpha1::{ChaosStatus, FaultlineStatus, NetworkChaos, RecordPhas
 use serde::Deserialize;
 
 use super::{Lab, clock, must, nanos};
-use crate::step;
+use crate::step::{self, eventually};
 
 /// How long a change of a status may take on an emulated node whose host has other work to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -224,18 +224,12 @@ impl Lab<'_> {
         reason: &str,
         patience: Duration,
     ) -> Result<Event> {
-        let deadline = Instant::now() + patience;
-        loop {
+        eventually(&format!("an event of {name}"), patience, || {
             let events = self.events(name)?;
-            if let Some(event) = events.iter().find(|event| event.reason == reason) {
-                return Ok(event.clone());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{name}: no event {reason} after {patience:?}, only {events:?}"
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            let event = events.iter().find(|event| event.reason == reason);
+            let event = event.with_context(|| format!("no {reason}, only {events:?}"))?;
+            Ok(event.clone())
+        })
     }
 
     /// Events about an experiment, oldest first.

@@ -141,13 +141,12 @@ fn clock_rule(id: u32, rule: &ClockRule, now: u64) -> Row {
 fn jumps(rule: &ClockRule, now: u64) -> String {
     let jumps = rule.jumps.iter().filter(|jump| jump.at_ns != 0);
     let text = jumps.map(|jump| {
-        let by = duration::format_nanos(jump.by_ns);
-        let sign = if jump.by_ns < 0 { "" } else { "+" };
+        let by = duration::format_move(jump.by_ns);
         let left = milliseconds_to(jump.at_ns, now);
         if left < 0 {
-            format!("{sign}{by} done")
+            format!("{by} done")
         } else {
-            format!("{sign}{by} in {left} ms")
+            format!("{by} in {left} ms")
         }
     });
     text.collect::<Vec<_>>().join(", ")

@@ -7,24 +7,25 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramFd, loaded_programs};
+
+use crate::kernel::links;
 
 /// The programs that are attached: the kernel counts at them, and not at the bodies that they call.
 #[derive(Default)]
 pub struct Dispatchers(Vec<ProgramFd>);
 
 impl Dispatchers {
-    /// Those of the links that are pinned in this directory, a predecessor's too. None where the
+    /// Those of the links that are pinned below `pins`, a predecessor's too. None where the
     /// kernel does not let us ask: without CAP_SYS_ADMIN.
-    pub fn of_links(directory: &Path) -> Self {
-        let pins = fs::read_dir(directory).into_iter().flatten().flatten();
-        let ids: BTreeSet<u32> = pins
-            .filter(|pin| pin.file_name().as_encoded_bytes().starts_with(NAME))
+    pub fn of_links(pins: &Path) -> Self {
+        let ids: BTreeSet<u32> = pinned(pins)
+            .into_iter()
             .filter_map(|pin| {
-                let link = FdLink::from(PinnedLink::from_pin(pin.path()).ok()?);
+                let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
                 Some(link.info().ok()?.program_id())
             })
             .collect();
@@ -45,8 +46,10 @@ impl Dispatchers {
     }
 }
 
-/// What the names of our links begin with.
-const NAME: &[u8] = b"clock_shift_";
+/// The links of dispatchers that are attached where clocks are read.
+pub fn pinned(pins: &Path) -> Vec<PathBuf> {
+    links::pinned(pins, "clock_shift_")
+}
 
 /// From what the kernel says of a program's descriptor (`bpf_prog_show_fdinfo`, kernel/bpf/syscall.c).
 fn count(fdinfo: &str) -> Option<u64> {

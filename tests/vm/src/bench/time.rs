@@ -10,13 +10,12 @@ mod reads;
 mod tracer;
 
 use anyhow::{Context, Result, ensure};
-use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::Fault;
 
 use super::{asked_pairs, tell};
 use crate::cgroup::Cgroup;
 use crate::figures::{FEWEST_PAIRS, Figure};
-use crate::node::{clock_fault, lasting};
+use crate::node::{clock_fault, lasting, moved};
 use crate::vm_test;
 
 /// Part of the names of what is here.
@@ -97,10 +96,5 @@ fn started_programs() -> Result<()> {
 
 /// These clocks are ahead for the programs of this cgroup.
 fn ahead(cgroup: &Cgroup, clocks: &[u32]) -> Fault {
-    let effect = ClockEffect {
-        offset_ns: AHEAD_S * 1_000_000_000,
-        clocks: clocks.iter().fold(0, |bits, clock| bits | 1 << clock),
-        ..ClockEffect::default()
-    };
-    lasting(clock_fault("bench", cgroup, effect), LONG)
+    lasting(clock_fault("bench", cgroup, moved(AHEAD_S, clocks)), LONG)
 }

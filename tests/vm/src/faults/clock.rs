@@ -9,21 +9,19 @@ mod servers;
 mod waiter;
 mod waits;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_agent::kernel::maps;
 use chaos_agent::mechanism::clock_shift::Dispatchers;
-use chaos_planner::clock::ClockEffect;
 use chaos_planner::fault::{Fault, Mode};
 
 use self::reader::{Reading, off_by, read, reader};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::machine::{BPFFS, release};
-use crate::node::{Host, clock_fault, lasting, nothing_is_pinned};
+use crate::node::{Host, clock_fault, lasting, moved, nothing_is_pinned, on_clocks};
 use crate::process::Place;
 use crate::vm_test;
 
@@ -32,25 +30,13 @@ const REALTIME: u32 = 0;
 const MONOTONIC: u32 = 1;
 const MONOTONIC_COARSE: u32 = 6;
 
-fn seconds(seconds: i64, clocks: &[u32]) -> ClockEffect {
-    ClockEffect {
-        offset_ns: seconds * 1_000_000_000,
-        clocks: clocks.iter().fold(0, |bits, clock| bits | 1 << clock),
-        ..ClockEffect::default()
-    }
-}
-
-fn links() -> PathBuf {
-    maps::directory(Path::new(BPFFS)).join("links")
-}
-
 /// The programs that are attached now.
 fn dispatchers() -> Dispatchers {
-    Dispatchers::of_links(&links())
+    Dispatchers::of_links(&maps::directory(Path::new(BPFFS)))
 }
 
 fn ahead(cgroup: &Cgroup) -> Fault {
-    clock_fault("c", cgroup, seconds(HOUR, &[REALTIME]))
+    clock_fault("c", cgroup, moved(HOUR, &[REALTIME]))
 }
 
 vm_test!(
@@ -62,7 +48,7 @@ fn a_program_that_is_started_sees_another_time_from_its_first_call() -> Result<(
     let mut host = Host::open()?;
     let inside = || Place::host().in_cgroup(&target);
     for offset in [HOUR, -HOUR * 24 * 365 * 10] {
-        host.arm(clock_fault("c", &target, seconds(offset, &[REALTIME])))?;
+        host.arm(clock_fault("c", &target, moved(offset, &[REALTIME])))?;
         let readings = read(inside(), 20)?;
         off_by(&readings, REALTIME, offset)?;
         // Other clocks, and those outside, are as they are.
@@ -95,7 +81,7 @@ fn only_the_clocks_that_are_named_are_off() -> Result<()> {
     let target = Cgroup::new()?;
     let mut host = Host::open()?;
     let named = [MONOTONIC, MONOTONIC_COARSE];
-    host.arm(clock_fault("c", &target, seconds(HOUR, &named)))?;
+    host.arm(clock_fault("c", &target, moved(HOUR, &named)))?;
     let readings = read(Place::host().in_cgroup(&target), 5)?;
     for clock in Reading::CLOCKS {
         let expected = if named.contains(&clock) { HOUR } else { 0 };
@@ -109,11 +95,11 @@ fn several_faults_on_one_clock_add_up() -> Result<()> {
     let target = Cgroup::new()?;
     let mut host = Host::open()?;
     let inside = || Place::host().in_cgroup(&target);
-    host.arm(clock_fault("a", &target, seconds(HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("a", &target, moved(HOUR, &[REALTIME])))?;
     host.arm(clock_fault(
         "b",
         &target,
-        seconds(-600, &[REALTIME, MONOTONIC]),
+        moved(-600, &[REALTIME, MONOTONIC]),
     ))?;
     let both = read(inside(), 5)?;
     off_by(&both, REALTIME, HOUR - 600)?;
@@ -124,16 +110,6 @@ fn several_faults_on_one_clock_add_up() -> Result<()> {
     off_by(&one, MONOTONIC, -600)
 }
 
-/// How many functions of the kernel have our programs for clocks.
-fn places() -> Result<usize> {
-    let names = fs::read_dir(links())?
-        .flatten()
-        .map(|link| link.file_name());
-    Ok(names
-        .filter(|name| name.to_string_lossy().starts_with("clock_shift_"))
-        .count())
-}
-
 vm_test!(
     programs_stand_at_the_clocks_only_while_a_fault_needs_them,
     limit = 120
@@ -141,20 +117,22 @@ vm_test!(
 fn programs_stand_at_the_clocks_only_while_a_fault_needs_them() -> Result<()> {
     let target = Cgroup::new()?;
     let inside = || Place::host().in_cgroup(&target);
+    // How many functions of the kernel have our programs.
+    let places = || on_clocks().len();
     let mut host = Host::open()?;
     // One is for those who sleep already when a fault begins.
-    ensure!(places()? == 1, "{} without a fault", places()?);
+    ensure!(places() == 1, "{} without a fault", places());
     host.arm(ahead(&target))?;
-    let all = places()?;
+    let all = places();
     ensure!(all > 1, "{all} with a fault");
     host.recover("c")?;
     // The next fault may follow, and who waits has something to finish.
-    ensure!(places()? == all, "{} right after", places()?);
+    ensure!(places() == all, "{} right after", places());
     if !release()?.starts_with("6.12.") {
         return Ok(());
     }
     host.run_for(Duration::from_secs(35));
-    ensure!(places()? == 1, "{} long after", places()?);
+    ensure!(places() == 1, "{} long after", places());
     host.arm(ahead(&target))?;
     off_by(&read(inside(), 5)?, REALTIME, HOUR)
 }

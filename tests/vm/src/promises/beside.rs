@@ -133,6 +133,18 @@ fn times_are_short(probes: &udp::Probes) -> Result<bool> {
     Ok(probes.there().min()? < DELAY && probes.back().min()? < DELAY)
 }
 
+/// By the fault `d` on what is sent.
+fn each_was_late_once(host: &mut Host, probes: &udp::Probes) -> Result<()> {
+    let earliest = probes.there().min()?;
+    ensure!(earliest >= DELAY, "one took {earliest:?} only");
+    let counts = host.counts("d")?;
+    ensure!(
+        (counts.matched, counts.injected) == (PACKETS, PACKETS),
+        "{counts:?}"
+    );
+    Ok(())
+}
+
 vm_test!(a_program_in_front_sees_what_is_late_twice, limit = 60);
 fn a_program_in_front_sees_what_is_late_twice() -> Result<()> {
     let pair = Pair::new()?;
@@ -148,16 +160,7 @@ fn a_program_in_front_sees_what_is_late_twice() -> Result<()> {
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let probes = udp::probe(from, &Probing::of(Pair::B4).per_second(100), PACKETS)?;
     ensure!(probes.lost() == 0, "lost {:?}", probes.lost_seqs());
-    ensure!(
-        probes.there().min()? >= DELAY,
-        "{:?}",
-        probes.there().min()?
-    );
-    let counts = host.counts("d")?;
-    ensure!(
-        (counts.matched, counts.injected) == (PACKETS, PACKETS),
-        "treated twice: {counts:?}"
-    );
+    each_was_late_once(&mut host, &probes)?;
     ensure!(front.seen()? == 2 * PACKETS, "saw {}", front.seen()?);
     // A fault more changes nothing of the order, and takes nothing away when it goes.
     host.arm(fault("e", &target, delayed(DELAY)))?;
@@ -206,16 +209,7 @@ fn a_program_that_sends_elsewhere_does_it_with_what_is_late() -> Result<()> {
         "{:?}",
         echo.times_seen(PACKETS)
     );
-    ensure!(
-        probes.there().min()? >= DELAY,
-        "{:?}",
-        probes.there().min()?
-    );
-    let counts = host.counts("d")?;
-    ensure!(
-        (counts.matched, counts.injected) == (PACKETS, PACKETS),
-        "{counts:?}"
-    );
+    each_was_late_once(&mut host, &probes)?;
     ensure!(foreign.seen()? == PACKETS, "saw {}", foreign.seen()?);
     Ok(())
 }

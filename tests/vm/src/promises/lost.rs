@@ -43,9 +43,7 @@ fn no_device_is_known() -> Result<()> {
 
 /// Pinned links to devices, which outlive these.
 fn on_devices() -> Vec<PathBuf> {
-    let mut links = links::pinned(&maps::directory(Path::new(BPFFS)));
-    links.retain(|link| link.to_string_lossy().contains("/tc_"));
-    links
+    links::pinned(&maps::directory(Path::new(BPFFS)), "tc_")
 }
 
 vm_test!(a_link_that_no_journal_knows_is_removed, limit = 60);

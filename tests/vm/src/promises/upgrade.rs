@@ -196,8 +196,12 @@ fn one_generation_is_left(others: usize) -> Result<()> {
             );
         }
     }
-    let links = links::pinned(&maps::directory(Path::new(BPFFS)));
+    let links = links::pinned(&maps::directory(Path::new(BPFFS)), "");
     ensure!(!links.is_empty(), "nothing is attached");
+    ensure!(
+        arrays >= links.len(),
+        "{arrays} arrays of bodies for {links:?}"
+    );
     let by_tcx = links.iter().any(|link| link.ends_with("tc_egress_1"));
     are_loaded(others + ON_DETOUR + usize::from(!by_tcx) + links.len() + arrays)
 }

@@ -4,19 +4,16 @@
 //! for waking that one up as well, several times as much.
 
 use std::cell::RefCell;
-use std::path::Path;
 
 use anyhow::{Result, ensure};
-use chaos_agent::kernel::maps;
 
 use super::reads::{Reader, Shown, Way};
 use super::tracer::Traced;
 use super::{Effort, MONOTONIC, REALTIME, Tell, ahead};
 use crate::bench::{compare_each, pin_to_this_cpu};
 use crate::cgroup::Cgroup;
-use crate::figures::Aim;
-use crate::machine::BPFFS;
-use crate::node::Host;
+use crate::figures::{Aim, Figure};
+use crate::node::{Host, on_clocks};
 use crate::process::Place;
 
 /// Calls behind a debugger for each that has none: they take so long.
@@ -25,6 +22,17 @@ const TRACED: u32 = 20;
 /// Of a bystander that has a vDSO: none of its instructions is another one, so 1, as near as the control
 /// of an emulated machine can tell.
 const NOTHING: Aim = Aim::AtMost(1.05);
+
+/// Of a target beside one whose clock a debugger changes.
+const A_TWENTIETH: Aim = Aim::AtMost(1.0 / 20.0);
+
+/// The first two of a comparison are what is asked for; the others are for the record.
+fn tell_all<const N: usize>(figures: [Figure; N], aim: Aim, tell: Tell<'_>) -> Result<()> {
+    for (index, figure) in figures.into_iter().enumerate() {
+        tell(if index < 2 { figure.aim(aim) } else { figure })?;
+    }
+    Ok(())
+}
 
 /// A fault on clocks that is there or not. Without one the kernel is bare: the agent is gone with all
 /// its programs. (One that goes on takes those at the clocks away as well, half a minute later.)
@@ -39,25 +47,22 @@ impl Switch {
             let host = self.host.insert(Host::open()?);
             host.arm(ahead(&self.target, &[REALTIME, MONOTONIC]))?;
         }
-        ensure!(is_attached(), "no programs are attached to clocks");
+        ensure!(
+            !on_clocks().is_empty(),
+            "no programs are attached to clocks"
+        );
         Ok(())
     }
 
     fn off(&mut self) -> Result<()> {
         self.host = None;
-        ensure!(!is_attached(), "programs are still attached to clocks");
+        ensure!(
+            on_clocks().is_empty(),
+            "still attached to clocks: {:?}",
+            on_clocks()
+        );
         Ok(())
     }
-}
-
-/// Whether programs of ours are attached where clocks are read.
-fn is_attached() -> bool {
-    let links = maps::directory(Path::new(BPFFS)).join("links");
-    let links = std::fs::read_dir(links).into_iter().flatten().flatten();
-    let names = links.map(|link| link.file_name());
-    names
-        .into_iter()
-        .any(|name| name.as_encoded_bytes().starts_with(b"clock_shift_"))
 }
 
 /// A bystander while a fault on the clocks of another cgroup is armed, beside the same program while
@@ -123,14 +128,7 @@ pub(super) fn of_bystanders(effort: Effort, tell: Tell<'_>) -> Result<()> {
             || bare(|sides| &mut sides.twin),
         ),
     )?;
-    for (index, figure) in figures.into_iter().enumerate() {
-        tell(if index < 2 {
-            figure.aim(NOTHING)
-        } else {
-            figure
-        })?;
-    }
-    Ok(())
+    tell_all(figures, NOTHING, tell)
 }
 
 /// The target of a fault beside a program whose clock a debugger changes, and beside a program that
@@ -211,12 +209,5 @@ pub(super) fn of_targets(effort: Effort, tell: Tell<'_>) -> Result<()> {
             || of_reference(&mut twin),
         ),
     )?;
-    for (index, figure) in figures.into_iter().enumerate() {
-        tell(if index < 2 {
-            figure.aim(Aim::AtMost(1.0 / 20.0))
-        } else {
-            figure
-        })?;
-    }
-    Ok(())
+    tell_all(figures, A_TWENTIETH, tell)
 }

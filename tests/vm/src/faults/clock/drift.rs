@@ -7,10 +7,10 @@ use chaos_planner::clock::{ClockEffect, Jump};
 
 use super::reader::{Reading, off_by, read, reader};
 use super::waiter::{Task, Waited};
-use super::{HOUR, MONOTONIC, REALTIME, dispatchers, seconds};
+use super::{HOUR, MONOTONIC, REALTIME, dispatchers};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
-use crate::node::{Host, clock_fault, nothing_is_pinned};
+use crate::node::{Host, clock_fault, moved, nothing_is_pinned};
 use crate::process::{Place, Process};
 use crate::vm_test;
 
@@ -25,7 +25,7 @@ const SLACK: i64 = 5_000_000;
 fn faster(drift_ppm: i32, clocks: &[u32]) -> ClockEffect {
     ClockEffect {
         drift_ppm,
-        ..seconds(0, clocks)
+        ..moved(0, clocks)
     }
 }
 
@@ -129,7 +129,7 @@ fn a_clock_jumps_when_it_is_told_to() -> Result<()> {
     let effect = ClockEffect {
         // In the order in which somebody wrote them.
         jumps: vec![jump(5, -3 * HOUR), jump(3, HOUR)],
-        ..seconds(0, &[REALTIME])
+        ..moved(0, &[REALTIME])
     };
     let from = Stamp::now();
     host.arm(clock_fault("c", &target, effect))?;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::reader::library;
-use super::{HOUR, MONOTONIC, REALTIME, dispatchers, seconds};
+use super::{HOUR, MONOTONIC, REALTIME, dispatchers};
 use crate::cgroup::Cgroup;
-use crate::node::{Host, clock_fault, nothing_is_pinned};
+use crate::node::{Host, clock_fault, moved, nothing_is_pinned};
 use crate::process::{Place, Process};
 use crate::runtimes::command;
 use crate::vm_test;
@@ -116,8 +116,8 @@ fn sees_another_time(runtime: &Runtime) -> Result<()> {
     let mut running = Clock::start(runtime, inside())?;
     running.is_ahead(0, 0).context("before")?;
     let mut host = Host::open()?;
-    host.arm(clock_fault("wall", &target, seconds(HOUR, &[REALTIME])))?;
-    host.arm(clock_fault("other", &target, seconds(AHEAD, &[MONOTONIC])))?;
+    host.arm(clock_fault("wall", &target, moved(HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("other", &target, moved(AHEAD, &[MONOTONIC])))?;
     running
         .is_ahead(HOUR, AHEAD)
         .context("one that ran before")?;

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{HOUR, MONOTONIC, REALTIME, seconds};
+use super::{HOUR, MONOTONIC, REALTIME};
 use crate::cgroup::Cgroup;
-use crate::node::{Host, clock_fault};
+use crate::node::{Host, clock_fault, moved};
 use crate::process::Place;
 use crate::program::{Program, Running};
 use crate::runtimes::{command, outside};
@@ -85,7 +85,7 @@ fn keys_of_redis_expire_by_the_skewed_clock() -> Result<()> {
     ensure!(close(redis.ahead()?, 0) && close(redis.number("TTL before")?, KEEP));
 
     let mut host = Host::open()?;
-    host.arm(clock_fault("c", &target, seconds(HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("c", &target, moved(HOUR, &[REALTIME])))?;
     eventually("the key expires", NOTICE, || {
         let value = redis.ask("GET before")?;
         ensure!(value == "nil", "it is {value}");
@@ -183,7 +183,7 @@ fn leases_of_etcd_outlast_a_skewed_wall_clock_and_expire_with_all_clocks() -> Re
     };
 
     let mut host = Host::open()?;
-    host.arm(clock_fault("wall", &target, seconds(HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("wall", &target, moved(HOUR, &[REALTIME])))?;
     std::thread::sleep(Duration::from_secs(3));
     gone(0).context("a lease has followed the wall clock")?;
     ensure!(left(&long)? > 500, "a lease is shorter by the wall clock");
@@ -192,7 +192,7 @@ fn leases_of_etcd_outlast_a_skewed_wall_clock_and_expire_with_all_clocks() -> Re
     lease(SHORT, "lease/short")?;
     // etcd 3.4 looks at the wall clock to learn which lease may have expired, and at the monotonic one
     // to see whether it has.
-    let both = seconds(SHORT, &[REALTIME, MONOTONIC]);
+    let both = moved(SHORT, &[REALTIME, MONOTONIC]);
     host.arm(clock_fault("all", &target, both))?;
     eventually("the lease expires", NOTICE, || gone(1))?;
     ensure!(left(&long)? > 400, "the other one has as well");

@@ -8,10 +8,10 @@ use nix::libc;
 
 use super::reader::library;
 use super::waiter::{Page, Task, Waited, Way, timespec};
-use super::{HOUR, MONOTONIC, REALTIME, seconds};
+use super::{HOUR, MONOTONIC, REALTIME};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
-use crate::node::{Host, clock_fault, nothing_is_pinned};
+use crate::node::{Host, clock_fault, moved, nothing_is_pinned};
 use crate::process::{Place, Process, role};
 use crate::vm_test;
 
@@ -31,7 +31,7 @@ fn a_wait_until_a_time_ends_when_the_clock_of_the_program_shows_it() -> Result<(
     ] {
         let case = || format!("clock {clock} moved by {offset} s");
         let task = Task::all_on(clock)?;
-        host.arm(clock_fault("c", &target, seconds(offset, &[clock])))?;
+        host.arm(clock_fault("c", &target, moved(offset, &[clock])))?;
         let outside = task.start(Place::host().in_cgroup(&bystander))?;
         task.is_right(task.start(inside())?, 0).with_context(case)?;
         task.is_right(outside, 0)
@@ -83,7 +83,7 @@ fn who_sleeps_when_a_skew_begins_or_ends_wakes_at_its_time() -> Result<()> {
     };
     for offset in [HOUR, -HOUR] {
         let before = sleepers()?;
-        host.arm(clock_fault("c", &target, seconds(offset, &[REALTIME])))?;
+        host.arm(clock_fault("c", &target, moved(offset, &[REALTIME])))?;
         are_right(before, offset).with_context(|| format!("{offset} s begins"))?;
         let during = sleepers()?;
         host.recover("c")?;
@@ -97,7 +97,7 @@ fn a_deadline_that_cannot_be_written_is_told_of() -> Result<()> {
     let target = Cgroup::new()?;
     let mut host = Host::open()?;
     // An hour behind, so that a wait that goes by the right clock ends at once.
-    host.arm(clock_fault("c", &target, seconds(-HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("c", &target, moved(-HOUR, &[REALTIME])))?;
     let task = Task {
         ways: vec![Way::Nanosleep],
         read_only: true,
@@ -164,7 +164,7 @@ vm_test!(threads_can_wait_by_one_deadline, limit = 120);
 fn threads_can_wait_by_one_deadline() -> Result<()> {
     let target = Cgroup::new()?;
     let mut host = Host::open()?;
-    host.arm(clock_fault("c", &target, seconds(-HOUR, &[REALTIME])))?;
+    host.arm(clock_fault("c", &target, moved(-HOUR, &[REALTIME])))?;
     let crowd: Process<usize> = Place::host().in_cgroup(&target).spawn(CROWD, &())?;
     let wrong = crowd.join(Duration::from_secs(50))?;
     let counts = host.counts("c")?;
