@@ -11,6 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
+
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER: &str = "CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER";
 
@@ -32,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for mechanism in mechanisms {
         let to = out.join(format!("{mechanism}.o"));
         match &objects {
-            Some(built) => drop(fs::copy(built.join(&mechanism), to)?),
+            Some(built) => fs::write(to, stripped(&fs::read(built.join(&mechanism))?)?)?,
             None => fs::write(to, [])?,
         }
     }
@@ -49,6 +52,28 @@ fn mechanisms(bins: &Path) -> Result<Vec<String>, Box<dyn Error>> {
         }
     }
     Ok(names)
+}
+
+/// The object without what is for debuggers: BTF is all that the kernel wants, and the agent reads an
+/// object while a fault waits to begin. bpf-linker leaves both or neither.
+fn stripped(object: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut object = Builder::read(object)?;
+    for section in &mut object.sections {
+        let name = section.name.as_slice();
+        section.delete = [b".debug_".as_slice(), b".rel.debug_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+    }
+    object.delete_orphans();
+    // LLVM has the names of sections and those of symbols in one table; this writer has two.
+    let names = object.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut bytes = Vec::new();
+    object.write(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Runs cargo with a target directory of its own: this build holds the lock of the other one.

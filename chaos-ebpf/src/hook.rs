@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 
+use crate::armed;
 use crate::generation::go_on;
 
 /// Slot of the device of a dispatcher that is not in a filter: one of tcx, or of BPF_PROG_TEST_RUN. 0
@@ -16,6 +17,15 @@ static SLOT: u32 = 0;
 
 /// Lets the programs and filters behind ours have the packet: `TC_ACT_UNSPEC` is also `TCX_NEXT`.
 pub const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// All that a dispatcher on a target's device does.
+#[inline(always)]
+pub fn dispatch(ctx: &TcContext, bodies: &ProgramArray) -> i32 {
+    if armed() {
+        go_on_with_slot(ctx, bodies);
+    }
+    NEXT
+}
 
 /// From a dispatcher to the body, and back where there is none.
 #[inline(always)]

@@ -14,7 +14,14 @@ use aya::{Btf, Endianness};
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
+/// Bytes of the header that is written here.
+const HEADER: u32 = 24;
+
+// Kinds of types, include/uapi/linux/btf.h.
 const STRUCT: u32 = 4;
+const FWD: u32 = 7;
+const TYPEDEF: u32 = 8;
+const FUNC: u32 = 12;
 
 /// The types of a kernel.
 pub struct Layout {
@@ -59,12 +66,61 @@ impl Layout {
         })
     }
 
-    /// The same for aya, which finds the types of functions in it.
+    /// For aya, which finds functions and tracepoints in it by their names: types with the numbers that
+    /// they have in this kernel, of which only those of these names say anything. aya reads through all
+    /// names for each that it looks for, and a kernel has a hundred thousand.
     ///
     /// # Errors
-    /// When it is in a form that aya does not know.
-    pub fn types(&self) -> io::Result<Btf> {
-        Btf::parse(&self.bytes, Endianness::default()).map_err(io::Error::other)
+    /// When aya does not know this form.
+    pub fn only(&self, names: &[&str]) -> io::Result<Btf> {
+        let mut strings = vec![0];
+        let offsets: Vec<_> = (names.iter())
+            .map(|name| {
+                let offset = strings.len() as u32;
+                strings.extend_from_slice(name.as_bytes());
+                strings.push(0);
+                offset
+            })
+            .collect();
+        let mut types = Vec::new();
+        for at in self.walk() {
+            let [kind, ..] = self.info(at);
+            let is_named = kind == FUNC || kind == TYPEDEF;
+            let name = is_named.then(|| self.name(at)).flatten();
+            let asked = names
+                .iter()
+                .position(|asked| name == Some(asked.as_bytes()));
+            let same = asked.and_then(|asked| {
+                let [info, of] = [4, 8].map(|offset| word(&self.bytes, at + offset));
+                Some([*offsets.get(asked)?, info?, of?])
+            });
+            types.extend(same.unwrap_or([0, FWD << 24, 0]));
+        }
+        let length = size_of_val(types.as_slice()) as u32;
+        let header = [HEADER, 0, length, length, strings.len() as u32];
+        let words = header.iter().chain(&types);
+        let mut bytes: Vec<u8> = MAGIC.to_ne_bytes().into();
+        bytes.extend([1, 0]);
+        bytes.extend(words.flat_map(|word| word.to_ne_bytes()));
+        bytes.extend(strings);
+        Btf::parse(&bytes, Endianness::default()).map_err(io::Error::other)
+    }
+
+    /// Where each type begins.
+    fn walk(&self) -> impl Iterator<Item = usize> {
+        let next = |at: &usize| {
+            let [kind, count, _] = self.info(*at);
+            Some(at + 12 + trailing(kind, count as usize)?)
+        };
+        let first = Some(self.types.start);
+        let inside = |at: &usize| at + 12 <= self.types.end;
+        std::iter::successors(first, next).take_while(inside)
+    }
+
+    /// Kind, count and flag of the type there.
+    fn info(&self, at: usize) -> [u32; 3] {
+        let info = word(&self.bytes, at + 4).unwrap_or_default();
+        [info >> 24 & 0x1f, info & 0xffff, info >> 31]
     }
 
     /// Offsets in bytes of fields that are directly in their structures; `None` where there is no such.
@@ -73,26 +129,22 @@ impl Layout {
         let mut found = vec![None; fields.len()];
         // The first structure of a name is the one that is meant.
         let mut seen = vec![false; fields.len()];
-        let mut at = self.types.start;
-        while at < self.types.end && seen.contains(&false) {
-            let Some(info) = word(&self.bytes, at + 4) else {
-                break;
-            };
-            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            if kind == STRUCT {
-                let name = self.name(at);
-                let places = found.iter_mut().zip(&mut seen).zip(fields);
-                for ((found, seen), (structure, field)) in places {
-                    if !*seen && name == Some(structure.as_bytes()) {
-                        *seen = true;
-                        *found = self.member(at + 12, count, info >> 31 != 0, field);
-                    }
+        for at in self.walk() {
+            let [kind, count, has_bit_fields] = self.info(at);
+            if kind != STRUCT {
+                continue;
+            }
+            let name = self.name(at);
+            let places = found.iter_mut().zip(&mut seen).zip(fields);
+            for ((found, seen), (structure, field)) in places {
+                if !*seen && name == Some(structure.as_bytes()) {
+                    *seen = true;
+                    *found = self.member(at + 12, count as usize, has_bit_fields != 0, field);
                 }
             }
-            let Some(trailing) = trailing(kind, count) else {
+            if !seen.contains(&false) {
                 break;
-            };
-            at += 12 + trailing;
+            }
         }
         found
     }
@@ -141,9 +193,12 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::btf::BtfKind;
+
     use super::*;
 
-    /// An int, then `struct a { int x; int y; }`, then `struct b { int y; }` with bit fields.
+    /// An int, then `struct a { int x; int y; }`, then `struct b { int y; }` with bit fields, then functions
+    /// `x` and `y` and a typedef `b`.
     fn sample() -> Vec<u8> {
         let strings = b"\0int\0a\0x\0y\0b\0";
         let types: &[u32] = &[
@@ -166,6 +221,15 @@ mod tests {
             9,
             1,
             3 << 24 | 16, // b
+            7,
+            FUNC << 24,
+            1, // x
+            9,
+            FUNC << 24,
+            1, // y
+            11,
+            TYPEDEF << 24,
+            1, // b
         ];
         let mut bytes = Vec::new();
         bytes.extend(MAGIC.to_ne_bytes());
@@ -199,6 +263,22 @@ mod tests {
         let fields = [("b", "y"), ("c", "x"), ("a", "y"), ("a", "x")];
         let expected = [Some(2), None, Some(4), Some(0)];
         assert_eq!(layout.offsets(&fields), expected);
+    }
+
+    #[test]
+    fn functions_and_typedefs_keep_their_numbers_and_others_have_no_names() {
+        let layout = Layout::parse(sample()).expect("well-formed");
+        let types = layout.only(&["y", "b", "absent"]).expect("well-formed");
+        for (name, kind, id) in [
+            ("y", BtfKind::Func, Some(5)),
+            ("b", BtfKind::Typedef, Some(6)),
+            ("x", BtfKind::Func, None),
+            ("b", BtfKind::Struct, None),
+            ("absent", BtfKind::Func, None),
+        ] {
+            let found = types.id_by_type_name_kind(name, kind).ok();
+            assert_eq!(found, id, "{name} {kind}");
+        }
     }
 
     #[test]

@@ -38,11 +38,28 @@ pub fn bytes(mechanism: Mechanism) -> &'static [u8] {
     }
 }
 
+/// The dispatchers that are attached by tcx.
+const TCX: (&str, &[u8]) = (
+    "tcx",
+    include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcx.o")),
+);
+
+/// Each slot, where a loader can refer to it.
+static SLOTS: [u32; MAX_TARGETS as usize] = {
+    let mut slots = [0; MAX_TARGETS as usize];
+    let mut slot = 0;
+    while slot < MAX_TARGETS {
+        slots[slot as usize] = slot;
+        slot += 1;
+    }
+    slots
+};
+
 /// Loads objects, one after the other. One for all: a new one of aya's reads the types of the whole
 /// kernel, which takes longer than what it is needed for.
-pub struct Loader<'a>(EbpfLoader<'a>);
+pub struct Loader(EbpfLoader<'static>);
 
-impl<'a> Loader<'a> {
+impl Loader {
     /// One that creates or adopts the maps under `pins`.
     pub fn new(pins: &Path) -> Self {
         let mut loader = EbpfLoader::new();
@@ -58,53 +75,49 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// [`LoadError`], with the verifier's words if it was that.
     pub fn load(&mut self, mechanism: Mechanism) -> Result<Ebpf, LoadError> {
-        let bytes = bytes(mechanism);
-        if bytes.is_empty() {
-            return Err(LoadError::Absent);
-        }
-        self.0.load(bytes).map_err(|source| LoadError::Refused {
-            object: mechanism.name(),
-            source: Box::new(source),
-        })
+        self.load_object(mechanism.name(), bytes(mechanism))
     }
 
-    /// The same of an object with constants that are filled in. It is the last: others would be asked
-    /// for these constants, too.
+    /// The same of an object with constants that are filled in.
     ///
     /// # Errors
     /// As [`Self::load`]; also when there is no such constant.
     pub fn load_with(
-        mut self,
+        &mut self,
         mechanism: Mechanism,
-        globals: &'a [(&'a str, u32)],
+        globals: &'static [(&'static str, u32)],
     ) -> Result<Ebpf, LoadError> {
         for (name, value) in globals {
             self.0.override_global(name, value, true);
         }
-        self.load(mechanism)
+        let loaded = self.load(mechanism);
+        // The next object has no such constants.
+        for (name, value) in globals {
+            self.0.override_global(name, value, false);
+        }
+        loaded
     }
-}
 
-/// Each slot, where the one loader of [`Loader::load_for_slot`] can refer to it.
-static SLOTS: [u32; MAX_TARGETS as usize] = {
-    let mut slots = [0; MAX_TARGETS as usize];
-    let mut slot = 0;
-    while slot < MAX_TARGETS {
-        slots[slot as usize] = slot;
-        slot += 1;
-    }
-    slots
-};
-
-impl Loader<'static> {
-    /// An object whose dispatchers serve the device of this slot alone. A loader that has done this
-    /// loads no other kind: these would be asked for the constant, too.
+    /// The dispatchers of tcx, for the device of this slot alone.
     ///
     /// # Errors
     /// As [`Self::load`]; also when there is no such slot.
-    pub fn load_for_slot(&mut self, mechanism: Mechanism, slot: u16) -> Result<Ebpf, LoadError> {
+    pub fn load_for_slot(&mut self, slot: u16) -> Result<Ebpf, LoadError> {
         let value = SLOTS.get(usize::from(slot)).ok_or(LoadError::Slot(slot))?;
+        let (object, bytes) = TCX;
         self.0.override_global("SLOT", value, true);
-        self.load(mechanism)
+        let loaded = self.load_object(object, bytes);
+        self.0.override_global("SLOT", &SLOTS[0], false);
+        loaded
+    }
+
+    fn load_object(&mut self, object: &'static str, bytes: &[u8]) -> Result<Ebpf, LoadError> {
+        if bytes.is_empty() {
+            return Err(LoadError::Absent);
+        }
+        self.0.load(bytes).map_err(|source| LoadError::Refused {
+            object,
+            source: Box::new(source),
+        })
     }
 }

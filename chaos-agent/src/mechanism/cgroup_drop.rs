@@ -34,7 +34,7 @@ impl CgroupDrop {
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
-    pub fn load(loader: &mut Loader<'_>, pins: &Path) -> Result<Self, MechanismError> {
+    pub fn load(loader: &mut Loader, pins: &Path) -> Result<Self, MechanismError> {
         let mut ebpf = loader.load(Mechanism::CgroupDrop)?;
         for (_, program) in ebpf.programs_mut() {
             let skb: &mut CgroupSkb = program

@@ -11,6 +11,7 @@ mod waits;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aya::Ebpf;
 use aya::programs::links::FdLink;
@@ -42,6 +43,10 @@ const SLEEPS: &str = "clock_shift_nanosleep";
 
 const EXEC: &str = "clock_shift_exec";
 
+/// The tracepoint, and what it is called among the kernel's types.
+const EXEC_POINT: &str = "sched_process_exec";
+const EXEC_TRACED_AS: &str = "btf_trace_sched_process_exec";
+
 const BPRM: [(&str, Field); 3] = [
     ("BPRM_P", ("linux_binprm", "p")),
     ("BPRM_ARGC", ("linux_binprm", "argc")),
@@ -62,7 +67,13 @@ impl ClockShift {
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`. The maps are there all the same.
-    pub fn load(loader: Loader<'_>, pins: &Path, proc_root: &Path) -> Result<Self, MechanismError> {
+    pub fn load(
+        loader: &mut Loader,
+        pins: &Path,
+        proc_root: &Path,
+    ) -> Result<Self, MechanismError> {
+        /// They do not change while a kernel runs.
+        static KNOWN: OnceLock<Vec<(&str, u32)>> = OnceLock::new();
         let layout = Layout::of_this_kernel();
         let fields = arch::ARGUMENTS.into_iter().chain(BPRM).chain(waits::FIELDS);
         let (names, fields): (Vec<&str>, Vec<Field>) = fields.unzip();
@@ -73,8 +84,8 @@ impl ClockShift {
         // The object is loaded all the same, for its maps.
         let known = offsets.iter().map(|offset| offset.unwrap_or(0));
         let known = names.iter().copied().zip(known).chain(waits::numbers());
-        let known: Vec<(&str, u32)> = known.collect();
-        let mut ebpf = loader.load_with(Mechanism::ClockShift, &known)?;
+        let known = KNOWN.get_or_init(|| known.collect());
+        let mut ebpf = loader.load_with(Mechanism::ClockShift, known)?;
         let stubs = Stubs::new(proc_root.to_owned())?;
         let layout = layout.map_err(io_error("find the kernel's structures"))?;
         if let Some((global, _)) = names
@@ -86,7 +97,10 @@ impl ClockShift {
                 "this kernel's BTF does not say where the field for {global} is"
             )));
         }
-        let btf = layout.types().map_err(io_error("read the kernel's BTF"))?;
+        let functions = exits().chain(waits::ENTRIES).map(|(_, function)| function);
+        let names: Vec<_> = functions.chain([EXEC_TRACED_AS]).collect();
+        let btf = layout.only(&names);
+        let btf = btf.map_err(io_error("read the kernel's BTF"))?;
         for (name, function) in exits() {
             for name in dispatcher_and_body(name) {
                 let exit: &mut FExit = find_mut(&mut ebpf, &name)?;
@@ -95,7 +109,7 @@ impl ClockShift {
         }
         for name in dispatcher_and_body(EXEC) {
             let exec: &mut BtfTracePoint = find_mut(&mut ebpf, &name)?;
-            exec.load("sched_process_exec", &btf).map_err(refused)?;
+            exec.load(EXEC_POINT, &btf).map_err(refused)?;
         }
         for (name, function) in waits::ENTRIES {
             for name in dispatcher_and_body(name) {

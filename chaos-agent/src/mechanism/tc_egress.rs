@@ -100,7 +100,7 @@ impl TcEgress {
     ///
     /// # Errors
     /// [`MechanismError`]
-    pub fn load(loader: &mut Loader<'_>, way: Way, packets: u32) -> Result<Self, MechanismError> {
+    pub fn load(loader: &mut Loader, way: Way, packets: u32) -> Result<Self, MechanismError> {
         let mut ebpf = loader.load(way.mechanism())?;
         for (_, program) in ebpf.programs_mut() {
             let classifier: &mut SchedClassifier = program

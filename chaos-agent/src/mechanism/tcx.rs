@@ -24,23 +24,16 @@ use crate::kernel::objects::Loader;
 /// All links of this node.
 pub struct Tcx {
     pins: PathBuf,
-    /// Once there is something to load.
-    loader: Option<Loader<'static>>,
+    loader: Loader,
 }
 
 impl Tcx {
     /// Those that are, or will be, pinned below `pins`.
-    pub fn new(pins: &Path) -> Self {
+    pub fn new(pins: &Path, loader: Loader) -> Self {
         Self {
             pins: pins.to_owned(),
-            loader: None,
+            loader,
         }
-    }
-
-    /// Does what the first fault need not wait for: a loader reads the types of the whole kernel.
-    pub fn get_ready(&mut self) -> &mut Loader<'static> {
-        let pins = &self.pins;
-        self.loader.get_or_insert_with(|| Loader::new(pins))
     }
 
     /// Puts a dispatcher of its own on a device, before what others have there; safe to repeat.
@@ -61,9 +54,7 @@ impl Tcx {
         let links = links::directory(&self.pins);
         fs::create_dir_all(&links).map_err(io_error(format!("create {}", links.display())))?;
         let path = self.path(device.way, device.slot);
-        let mut ebpf = self
-            .get_ready()
-            .load_for_slot(device.way.mechanism(), device.slot)?;
+        let mut ebpf = self.loader.load_for_slot(device.slot)?;
         let (index, way) = (device.ifindex, device.way);
         let [on_device, ..] = way.programs();
         let dispatcher: &mut SchedClassifier = find_mut(&mut ebpf, on_device)?;
@@ -118,7 +109,7 @@ impl Tcx {
     }
 
     fn path(&self, way: Way, slot: u16) -> PathBuf {
-        links::directory(&self.pins).join(format!("{}_{slot}", way.mechanism().name()))
+        links::directory(&self.pins).join(pin_name(way, slot))
     }
 }
 
@@ -160,7 +151,11 @@ const fn hook(way: Way) -> TcAttachType {
     }
 }
 
-/// What the name of a pin says; `None` for those of others.
+fn pin_name(way: Way, slot: u16) -> String {
+    format!("{}_{slot}", way.mechanism().name())
+}
+
+/// What [`pin_name`] says; `None` for those of others.
 fn parse(pin: &str) -> Option<(Way, u16)> {
     [Way::Egress, Way::Ingress].into_iter().find_map(|way| {
         let rest = pin.strip_prefix(way.mechanism().name())?;
@@ -174,12 +169,11 @@ mod tests {
 
     #[test]
     fn a_pin_says_which_way_of_which_slot_it_is() {
-        let tcx = Tcx::new(Path::new("/pins"));
         for (way, slot, name) in [
             (Way::Egress, 7, "tc_egress_7"),
             (Way::Ingress, 4095, "tc_ingress_4095"),
         ] {
-            assert_eq!(tcx.path(way, slot), Path::new("/pins/links").join(name));
+            assert_eq!(pin_name(way, slot), name);
             assert_eq!(parse(name), Some((way, slot)));
         }
         for other in ["cgroup_drop_egress", "tc_egress", "tc_egress_x", "tc_7"] {

@@ -89,7 +89,7 @@ impl Node {
         // No packet counts less than one unit of the budget.
         let mut load = |way| TcEgress::load(&mut loader, way, budget.max(1));
         let tc = [Way::Egress, Way::Ingress].map(|way| (way.mechanism(), load(way)));
-        let clock_shift = ClockShift::load(loader, &pins, &options.proc_root);
+        let clock_shift = ClockShift::load(&mut loader, &pins, &options.proc_root);
         let mut maps = match Pinned::open(&options.bpffs) {
             Ok(maps) => maps,
             Err(error) => {
@@ -117,7 +117,6 @@ impl Node {
             cgroup_drop.as_ref().err(),
         )];
         let mut working = Vec::new();
-        let mut tcx = Tcx::new(&pins);
         for (name, loaded) in tc {
             let tried = loaded.and_then(|mut mechanism| {
                 mechanism.fire_canary(&mut maps)?;
@@ -128,9 +127,6 @@ impl Node {
             match tried {
                 Ok((mechanism, tried)) => {
                     mechanisms.push(of_packets(name, &tried));
-                    if tried.no_tcx.is_none() {
-                        tcx.get_ready();
-                    }
                     working.push(mechanism);
                 }
                 Err(error) => mechanisms.push(capability(name, Some(&error))),
@@ -158,7 +154,7 @@ impl Node {
                 cgroup_drop: cgroup_drop.ok(),
                 clock_shift: clock_shift.ok(),
                 tc: working,
-                tcx,
+                tcx: Tcx::new(&pins, loader),
             },
             record.devices,
             budget,

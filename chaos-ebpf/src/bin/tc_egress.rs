@@ -19,10 +19,9 @@ use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 use chaos_abi::control::GENERATIONS;
-use chaos_ebpf::armed;
 use chaos_ebpf::detour::{arrived, stamp, target, treat};
 use chaos_ebpf::generation::go_on;
-use chaos_ebpf::hook::{NEXT, go_on_with_slot, take_slot};
+use chaos_ebpf::hook::{NEXT, dispatch, go_on_with_slot, take_slot};
 use chaos_ebpf::network::Direction;
 
 /// Bodies of [`tc_egress`].
@@ -40,10 +39,7 @@ static TC_EGRESS_RETURN_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 0
 /// Egress of the target's device.
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    if armed() {
-        go_on_with_slot(&ctx, &TC_EGRESS_BODY);
-    }
-    NEXT
+    dispatch(&ctx, &TC_EGRESS_BODY)
 }
 
 #[classifier]

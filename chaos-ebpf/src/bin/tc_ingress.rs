@@ -22,10 +22,9 @@ use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 use chaos_abi::control::GENERATIONS;
-use chaos_ebpf::armed;
 use chaos_ebpf::detour::{arrived, stamp, target, treat};
 use chaos_ebpf::generation::go_on;
-use chaos_ebpf::hook::{NEXT, go_on_with_slot, take_slot};
+use chaos_ebpf::hook::{NEXT, dispatch, go_on_with_slot, take_slot};
 use chaos_ebpf::network::Direction;
 
 /// The first three words of `cb` of a packet that has had its treatment: this, the slot of the
@@ -47,10 +46,7 @@ static TC_INGRESS_RETURN_BODY: ProgramArray = ProgramArray::pinned(GENERATIONS, 
 /// Ingress of the target's device.
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    if armed() {
-        go_on_with_slot(&ctx, &TC_INGRESS_BODY);
-    }
-    NEXT
+    dispatch(&ctx, &TC_INGRESS_BODY)
 }
 
 #[classifier]
