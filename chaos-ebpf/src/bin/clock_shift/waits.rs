@@ -5,6 +5,8 @@
 //!
 //! Not here: clocks that are read, which are moved the other way.
 
+use core::mem::offset_of;
+
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{fentry, fexit, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
@@ -192,9 +194,13 @@ fn futex_clock(operation: u32) -> Option<u32> {
 
 const MONOTONIC: u32 = 1;
 
+// What follows is in global functions, which the verifier goes through once each, whatever they are called
+// with. In one piece it would be each way through one part times each way through the next.
+
 /// Puts the time of the kernel's clock in the place of the program's, for the moment.
-#[inline(always)]
-pub(super) fn lend(clock: u32, at: u64) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn lend(clock: u32, at: u64) -> u64 {
     let now = now_ns();
     let thread = bpf_get_current_pid_tgid();
     // What was not given back, because the kernel kept the end of a call from us (recursion_misses).
@@ -204,136 +210,185 @@ pub(super) fn lend(clock: u32, at: u64) {
     // not about this deadline.
     let known = unsafe { CLOCK_WAITS.get(thread) };
     if !ruled && known.is_none() {
-        return;
+        return 0;
     }
     // No `Option` beyond this point: Linux 6.1 lets nobody copy what is not in it.
     let before = known.copied().unwrap_or_default();
-    let place = Place {
-        process: thread >> 32,
-        at,
-    };
-    let by_ns = |deadline: [i64; 2]| {
-        let by_rules = if ruled { lead(clock, deadline, now) } else { 0 };
-        if before.continues(at, deadline, clock) {
-            before.by_ns
-        } else {
-            by_rules
-        }
-    };
-    let Some((lent, by_ns)) = take(&place, now, by_ns) else {
+    let claimed = claim_in_time(at, now);
+    let Some(element) = CLOCK_LENT.get_ptr_mut(here(at)) else {
         could_not(clock, now);
-        return;
+        return 0;
     };
+    if claimed == BUSY {
+        could_not(clock, now);
+        return 0;
+    }
+    // SAFETY: what an element of the map has here is not changed while it has holders, and ours until
+    // it has some.
+    let original =
+        unsafe { field::<[i64; 2]>(element, offset_of!(Lent, original)).read_volatile() };
+    let mut by_ns = match ruled {
+        true => lead(clock, original[0], original[1], now) as i64,
+        false => 0,
+    };
+    if before.continues(at, original, clock) {
+        by_ns = before.by_ns;
+    }
     let wait = Wait {
         at,
-        deadline: lent.original,
+        deadline: original,
         by_ns,
         clock,
         interrupted: 0,
     };
     // Without it, a wait that is interrupted goes on by the rules of that moment.
     let _ = CLOCK_WAITS.insert(thread, wait, 0);
-    if lent.holders == 0 {
-        return;
+    if claimed == OURS && fill(at, by_ns, now) == 0 {
+        return 0;
     }
     remember(now);
+    // SAFETY: as above.
+    let moved = unsafe { field::<[i64; 2]>(element, offset_of!(Lent, moved)).read_volatile() };
     let held = CLOCK_HOLDERS.insert(thread, at, 0).is_ok();
-    if !held || !write_user(at, &lent.moved) {
+    if !held || !write_user(at, &moved) {
         let _ = CLOCK_HOLDERS.remove(thread);
-        let_go(&place);
+        let_go(at);
         ask_all(Ask::Failed, clock, now, 0);
     }
+    0
 }
 
 /// Nanoseconds by which a deadline on a clock of the program is later than on the kernel's.
-#[inline(always)]
-fn lead(clock: u32, deadline: [i64; 2], now: u64) -> i64 {
-    let asked_ns = nanos_of(deadline[0], deadline[1], SECOND);
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lead(clock: u32, seconds: i64, nanos: i64, now: u64) -> u64 {
+    let asked_ns = nanos_of(seconds, nanos, SECOND);
     let shift_ns = ask_all(Ask::Shift, clock, now, asked_ns) as i64;
     let drift_ppm = ask_all(Ask::Drift, clock, now, 0) as i64;
-    lead_ns(shift_ns, drift_ppm)
+    lead_ns(shift_ns, drift_ppm) as u64
 }
 
 const SECOND: u64 = 1_000_000_000;
 
+/// A place in the memory of this process.
+#[inline(always)]
+fn here(at: u64) -> Place {
+    Place {
+        process: bpf_get_current_pid_tgid() >> 32,
+        at,
+    }
+}
+
+/// Where a field of an element is.
+#[inline(always)]
+fn field<T>(element: *mut Lent, offset: usize) -> *mut T {
+    element.wrapping_byte_add(offset).cast()
+}
+
 /// How many times a place is looked at that belongs to another thread for the moment.
 const TRIES: u32 = 8;
 
-/// Becomes a holder of the deadline at this place, which is to be moved by what `by_ns` says of it, or
-/// as those have moved it who are in the midst of it: there is one value in this place. No holder, if
-/// it stays as it is. `None` if it cannot be read, no place is left to remember it in, or the thread
-/// that the place belongs to does not get on.
+// What [`claim`] says.
+const BUSY: u64 = 0;
+const JOINED: u64 = 1;
+const OURS: u64 = 2;
+
+/// [`claim`], again while it is [`BUSY`].
+#[inline(always)]
+fn claim_in_time(at: u64, now: u64) -> u64 {
+    let mut claimed = BUSY;
+    for _ in 0..TRIES {
+        claimed = claim(at, now);
+        if claimed != BUSY {
+            break;
+        }
+    }
+    claimed
+}
+
+/// Becomes a holder of the deadline at this place, which is to be what those have made of it who are in
+/// the midst of it: there is one value in this place. Or there is nobody, and the element is [`OURS`]
+/// and knows the original. [`BUSY`] if it cannot be read, no place is left to remember it in, or it
+/// belongs to another thread.
 ///
 /// An element without holders belongs to one thread: to the first holder, which has not filled it
 /// yet, or to the last, which is putting the original back. Only the first looks at the memory to
 /// learn what the program has there, and not before the element is its own: a value that was read
 /// earlier may be the one that another thread had just lent.
-#[inline(always)]
-fn take(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Lent, i64)> {
-    for _ in 0..TRIES {
-        let Some(lent) = CLOCK_LENT.get_ptr_mut(place) else {
-            if CLOCK_LENT.insert(place, Lent::default(), NOEXIST).is_ok() {
-                return fill(place, now, by_ns);
-            }
-            continue;
-        };
-        // SAFETY: a place inside of the element.
-        let holders = unsafe { &raw mut (*lent).holders };
-        // SAFETY: an aligned word of the map's value.
-        let count = unsafe { holders.read_volatile() };
-        if count == 0 {
-            continue;
-        }
-        // SAFETY: an element of the map; but for the number of holders it is not changed while it
-        // has some.
-        let known = unsafe { lent.read_volatile() };
-        if now > known.since_ns.saturating_add(UNFINISHED_NS) {
-            // Left behind: the end of the call was kept from us, and the thread is gone.
-            let _ = CLOCK_LENT.remove(place);
-            continue;
-        }
-        // SAFETY: aligned, and only changed atomically.
-        if unsafe { compare_exchange(holders, count, count + 1) } == count {
-            let lent = Lent {
-                holders: count + 1,
-                ..known
-            };
-            return Some((lent, by_ns(lent.original)));
-        }
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim(at: u64, now: u64) -> u64 {
+    let place = here(at);
+    let Some(lent) = CLOCK_LENT.get_ptr_mut(place) else {
+        return claim_first(&place);
+    };
+    let holders = field::<u64>(lent, offset_of!(Lent, holders));
+    // SAFETY: an aligned word of the map's value.
+    let count = unsafe { holders.read_volatile() };
+    if count == 0 {
+        return BUSY;
     }
-    None
+    // SAFETY: a place inside of the element, which is not changed while there are holders.
+    let since_ns = unsafe { field::<u64>(lent, offset_of!(Lent, since_ns)).read_volatile() };
+    if now > since_ns.saturating_add(UNFINISHED_NS) {
+        // Left behind: the end of the call was kept from us, and the thread is gone.
+        let _ = CLOCK_LENT.remove(place);
+        return BUSY;
+    }
+    // SAFETY: aligned, and only changed atomically.
+    if unsafe { compare_exchange(holders, count, count + 1) } == count {
+        JOINED
+    } else {
+        BUSY
+    }
 }
 
-/// Fills the element of a place that is ours and that nobody holds: its first holder, if the deadline
-/// is to be moved.
 #[inline(always)]
-fn fill(place: &Place, now: u64, by_ns: impl Fn([i64; 2]) -> i64) -> Option<(Lent, i64)> {
-    let element = CLOCK_LENT.get_ptr_mut(place)?;
+fn claim_first(place: &Place) -> u64 {
+    if CLOCK_LENT.insert(place, Lent::default(), NOEXIST).is_err() {
+        return BUSY;
+    }
+    let Some(element) = CLOCK_LENT.get_ptr_mut(place) else {
+        return BUSY;
+    };
     // The kernel may have to fetch it from a file first, which no program may wait for.
     let Some(original) = read_user::<[i64; 2]>(place.at) else {
         let _ = CLOCK_LENT.remove(place);
-        return None;
+        return BUSY;
     };
-    let by_ns = by_ns(original);
-    let moved = true_deadline(original, by_ns).unwrap_or(original);
-    let mut lent = Lent {
+    // SAFETY: an element of the map that is ours.
+    unsafe { field::<[i64; 2]>(element, offset_of!(Lent, original)).write_volatile(original) };
+    OURS
+}
+
+/// Fills the element of a place that is ours: its first holder, if the deadline is to be moved by what its
+/// clock is ahead. The number of holders.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fill(at: u64, by_ns: i64, now: u64) -> u64 {
+    let place = here(at);
+    let Some(element) = CLOCK_LENT.get_ptr_mut(place) else {
+        return 0;
+    };
+    // SAFETY: an element of the map that is ours: others wait for its first holder.
+    let original =
+        unsafe { field::<[i64; 2]>(element, offset_of!(Lent, original)).read_volatile() };
+    let Some(moved) = true_deadline(original, by_ns).filter(|moved| *moved != original) else {
+        let _ = CLOCK_LENT.remove(place);
+        return 0;
+    };
+    let lent = Lent {
         original,
         moved,
         since_ns: now,
         holders: 0,
     };
-    if moved == original {
-        let _ = CLOCK_LENT.remove(place);
-        return Some((lent, by_ns));
-    }
-    // SAFETY: an element of the map that is ours: others wait for its first holder.
+    // SAFETY: as above.
     unsafe { element.write_volatile(lent) };
-    // SAFETY: a place inside of the element.
-    let holders = unsafe { &raw mut (*element).holders };
+    let holders = field::<u64>(element, offset_of!(Lent, holders));
     // SAFETY: aligned, and only changed atomically; whoever sees it sees what was written before.
     unsafe { fetch_add(holders, 1) };
-    lent.holders = 1;
-    Some((lent, by_ns))
+    1
 }
 
 /// `BPF_NOEXIST`, include/uapi/linux/bpf.h: only if there is none.
@@ -359,32 +414,31 @@ fn restore(thread: u64) {
         return;
     };
     let _ = CLOCK_HOLDERS.remove(thread);
-    let_go(&Place {
-        process: thread >> 32,
-        at,
-    });
+    let_go(at);
 }
 
 /// One holder less.
-#[inline(always)]
-fn let_go(place: &Place) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn let_go(at: u64) -> u64 {
+    let place = here(at);
     let Some(lent) = CLOCK_LENT.get_ptr_mut(place) else {
-        return;
+        return 0;
     };
     // SAFETY: an element of the map; but for the number of holders it is never changed.
     let Lent {
         original, moved, ..
     } = unsafe { *lent };
-    // SAFETY: a place inside of the element.
-    let holders = unsafe { &raw mut (*lent).holders };
+    let holders = field::<u64>(lent, offset_of!(Lent, holders));
     // SAFETY: aligned, and only changed atomically.
     if unsafe { fetch_add(holders, u64::MAX) } != 1 {
-        return;
+        return 0;
     }
-    if read_user::<[i64; 2]>(place.at) == Some(moved) {
-        write_user(place.at, &original);
+    if read_user::<[i64; 2]>(at) == Some(moved) {
+        write_user(at, &original);
     }
     let _ = CLOCK_LENT.remove(place);
+    0
 }
 
 /// A wait is interrupted and will be asked for again: its deadline is of the time when it began.
