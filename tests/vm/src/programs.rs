@@ -90,18 +90,6 @@ impl Programs {
         })
     }
 
-    /// The object of another mechanism with the same maps, verified and not in force.
-    pub(crate) fn load_too(&self, mechanism: Mechanism) -> Result<Ebpf> {
-        let pins = maps::directory(&self.directory);
-        let mut object = Loader::new(&pins).load_with(mechanism, &[("SLOT", SLOT)])?;
-        for (_, program) in object.programs_mut() {
-            if let Program::SchedClassifier(classifier) = program {
-                classifier.load()?;
-            }
-        }
-        Ok(object)
-    }
-
     /// One of `tc_egress`.
     pub(crate) fn classifier(&self, name: &str) -> Result<&SchedClassifier> {
         let program = self.egress.program(name);
