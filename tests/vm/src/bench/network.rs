@@ -1,6 +1,6 @@
 //! How exact faults are, beside netem on the same machine at the same time. Each way is a pair of
 //! namespaces of its own: one with our fault, two with netem (one is the other's control), one with
-//! nothing. What the target sends is measured; ingress is not measured yet.
+//! nothing. What the target sends is measured, and of one TCP flow what it receives.
 //!
 //! Emulated machines have no nanoseconds: see `docs/performance.md` for what these figures are worth.
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use chaos_planner::fault::{Bandwidth, Delay, NetworkEffect};
+use chaos_planner::fault::{Bandwidth, Delay, Effect, NetworkEffect};
 
 use super::lanes::{self, Came, Load};
 use super::netem::Netem;
@@ -67,9 +67,14 @@ impl Ways {
     /// The fault, and what netem calls the same.
     fn fault(&mut self, effect: NetworkEffect, netem: Netem) -> Result<()> {
         let fault = seeded(fault("bench", &self.cgroup, effect), 20_261_121);
+        // Netem delays nothing that comes in. Where the other end sends it, it has one device less to pass
+        // than by way of an ifb, as is usual.
+        let received = matches!(&fault.effect, Effect::Network(effect) if effect.ingress);
         self.host.arm(lasting(fault, LONG))?;
-        netem.put(&self.netem.a)?;
-        netem.put(&self.twin.a)
+        for pair in [&self.netem, &self.twin] {
+            netem.put(if received { &pair.b } else { &pair.a })?;
+        }
+        Ok(())
     }
 
     fn all(&self) -> [&Pair; 4] {
@@ -106,14 +111,8 @@ fn tcp_through_a_delay() -> Result<()> {
     for pair in ways.all() {
         servers.push(tcp::Server::start(Place::host().in_namespace(&pair.b))?);
     }
-    let time = Duration::from_secs(if pairs < FEWEST_PAIRS { 1 } else { 3 });
-    let goodput = |pair| {
-        let ways = &ways;
-        move || {
-            let sent = tcp::transfer(ways.from(pair), Pair::B4, time)?;
-            Ok(sent.megabits_per_second())
-        }
-    };
+    let sent = |pair| tcp::transfer(ways.from(pair), Pair::B4, time_of_flow(pairs));
+    let goodput = |pair| move || Ok(sent(pair)?.megabits_per_second());
     let sides = (
         goodput(&ways.ours),
         goodput(&ways.netem),
@@ -122,6 +121,40 @@ fn tcp_through_a_delay() -> Result<()> {
     let name = "one TCP flow through 50 ms, egress";
     let figure = compare(name, "goodput / netem, Mbit/s", pairs, sides)?;
     tell(&figure.aim(Aim::AtLeast(0.95)))
+}
+
+vm_test!(tcp_that_is_received_through_a_delay, limit = 3000);
+fn tcp_that_is_received_through_a_delay() -> Result<()> {
+    let pairs = asked_pairs()?;
+    let mut ways = Ways::new()?;
+    let received = NetworkEffect {
+        egress: false,
+        ingress: true,
+        ..delayed(50, 0)
+    };
+    ways.fault(received, Netem::delay(50))?;
+    let mut servers = Vec::new();
+    for pair in ways.all() {
+        servers.push(tcp::Server::start(ways.from(pair))?);
+    }
+    let sent = |pair: &Pair| {
+        let from = Place::host().in_namespace(&pair.b);
+        tcp::transfer(from, Pair::A4, time_of_flow(pairs))
+    };
+    let goodput = |pair| move || Ok(sent(pair)?.megabits_per_second());
+    let sides = (
+        goodput(&ways.ours),
+        goodput(&ways.netem),
+        goodput(&ways.twin),
+    );
+    let name = "one TCP flow through 50 ms, ingress";
+    let figure = compare(name, "goodput / netem, Mbit/s", pairs, sides)?;
+    tell(&figure.aim(Aim::AtLeast(0.95)))
+}
+
+/// How long one flow is measured.
+fn time_of_flow(pairs: usize) -> Duration {
+    Duration::from_secs(if pairs < FEWEST_PAIRS { 1 } else { 3 })
 }
 
 vm_test!(no_loss_is_hidden_in_a_delay, limit = 1200);
