@@ -128,7 +128,11 @@ fn doctor_tries_each_mechanism_and_leaves_nothing() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(apply_acts_on_what_comes_from_an_external_target, limit = 90);
+vm_test!(
+    apply_acts_on_what_comes_from_an_external_target,
+    limit = 90,
+    once
+);
 fn apply_acts_on_what_comes_from_an_external_target() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -153,7 +157,11 @@ fn apply_acts_on_what_comes_from_an_external_target() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(apply_alone_ends_at_its_deadline_and_cleans_up, limit = 90);
+vm_test!(
+    apply_alone_ends_at_its_deadline_and_cleans_up,
+    limit = 90,
+    once
+);
 fn apply_alone_ends_at_its_deadline_and_cleans_up() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -194,7 +202,7 @@ fn apply_alone_ends_at_its_deadline_and_cleans_up() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(a_signal_ends_apply_and_its_fault, limit = 60);
+vm_test!(a_signal_ends_apply_and_its_fault, limit = 60, once);
 fn a_signal_ends_apply_and_its_fault() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -224,7 +232,11 @@ fn a_signal_ends_apply_and_its_fault() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(a_bad_document_is_answered_by_file_and_line, limit = 30);
+vm_test!(
+    a_bad_document_is_answered_by_file_and_line,
+    limit = 30,
+    once
+);
 fn a_bad_document_is_answered_by_file_and_line() -> Result<()> {
     let stage = Stage::new()?;
     let refused = stage
@@ -243,7 +255,7 @@ fn a_bad_document_is_answered_by_file_and_line() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(the_daemon_holds_what_apply_asks_for, limit = 90);
+vm_test!(the_daemon_holds_what_apply_asks_for, limit = 90, once);
 fn the_daemon_holds_what_apply_asks_for() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -298,7 +310,11 @@ fn the_daemon_holds_what_apply_asks_for() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(the_commands_work_after_the_daemon_was_killed, limit = 90);
+vm_test!(
+    the_commands_work_after_the_daemon_was_killed,
+    limit = 90,
+    once
+);
 fn the_commands_work_after_the_daemon_was_killed() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -348,7 +364,8 @@ fn the_commands_work_after_the_daemon_was_killed() -> Result<()> {
 
 vm_test!(
     each_fault_is_listed_once_and_whole_without_a_daemon,
-    limit = 90
+    limit = 90,
+    once
 );
 fn each_fault_is_listed_once_and_whole_without_a_daemon() -> Result<()> {
     const SENT: u64 = 20;
@@ -412,7 +429,11 @@ fn each_fault_is_listed_once_and_whole_without_a_daemon() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(a_new_daemon_goes_on_with_what_the_old_one_left, limit = 120);
+vm_test!(
+    a_new_daemon_goes_on_with_what_the_old_one_left,
+    limit = 120,
+    once
+);
 fn a_new_daemon_goes_on_with_what_the_old_one_left() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -449,7 +470,7 @@ fn a_new_daemon_goes_on_with_what_the_old_one_left() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(panic_works_while_the_daemon_is_frozen, limit = 90);
+vm_test!(panic_works_while_the_daemon_is_frozen, limit = 90, once);
 fn panic_works_while_the_daemon_is_frozen() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;

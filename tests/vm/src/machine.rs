@@ -29,6 +29,20 @@ pub(crate) fn release() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// Kernels that tests run on.
+pub(crate) const KERNELS: usize = 3;
+
+/// Which of them this is: a number below [`KERNELS`].
+///
+/// # Errors
+/// If the kernel does not say.
+pub(crate) fn kernel() -> Result<usize> {
+    let release = release()?;
+    let older = ["6.1.", "6.12."];
+    let number = older.iter().position(|older| release.starts_with(older));
+    Ok(number.unwrap_or(older.len()))
+}
+
 /// Loads all modules of the machine that are not loaded: at boot all, after a test those that it has
 /// unloaded and was killed before it loaded them again.
 ///

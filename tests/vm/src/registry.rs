@@ -15,6 +15,8 @@ pub struct Test {
     pub name: &'static str,
     /// It is killed, and has failed, after this time.
     pub limit: Duration,
+    /// It tests nothing that depends on the kernel: a run of all tests on all kernels has it on one.
+    pub once: bool,
     /// The test.
     pub run: fn() -> Result<()>,
 }
@@ -29,6 +31,12 @@ impl Test {
             .split_once("::")
             .map_or(self.module, |(_, rest)| rest);
         format!("{module}::{}", self.name)
+    }
+
+    /// Whether it is run when all tests are run on all kernels, by the one of this number among so many.
+    pub fn is_on(&self, kernel: usize, kernels: usize) -> bool {
+        let number: usize = self.full_name().bytes().map(usize::from).sum();
+        !self.once || number % kernels == kernel
     }
 
     /// Those whose name contains `only`, by name. Those that must fail, the demonstration and
@@ -74,18 +82,26 @@ impl Role {
 }
 
 /// Registers a function `fn() -> anyhow::Result<()>` as a test. It may run for 60 s, or for
-/// `limit` seconds. A function that is not registered is dead code, and the compiler says so.
+/// `limit` seconds; on each kernel, or `once`. A function that is not registered is dead code, and the
+/// compiler says so.
 #[macro_export]
 macro_rules! vm_test {
     ($function:ident) => {
         $crate::vm_test!($function, limit = 60);
     };
     ($function:ident, limit = $seconds:expr) => {
+        $crate::vm_test!(@ $function, $seconds, false);
+    };
+    ($function:ident, limit = $seconds:expr, once) => {
+        $crate::vm_test!(@ $function, $seconds, true);
+    };
+    (@ $function:ident, $seconds:expr, $once:expr) => {
         $crate::inventory::submit! {
             $crate::registry::Test {
                 module: module_path!(),
                 name: stringify!($function),
                 limit: std::time::Duration::from_secs($seconds),
+                once: $once,
                 run: $function,
             }
         }

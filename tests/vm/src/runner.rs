@@ -67,9 +67,12 @@ impl<'a> Choice<'a> {
         Ok(choice)
     }
 
-    fn tests(&self) -> Vec<&'static Test> {
+    /// On the kernel of this number.
+    fn tests(&self, kernel: usize) -> Vec<&'static Test> {
         let (share, shares) = self.share;
-        let mine = Test::all(self.only).into_iter().skip(share).step_by(shares);
+        let all = Test::all(self.only).into_iter();
+        let here = all.filter(|test| !self.only.is_empty() || test.is_on(kernel, machine::KERNELS));
+        let mine = here.skip(share).step_by(shares);
         let is_before = |test: &&Test| self.first.is_some_and(|first| test.full_name() != first);
         mine.skip_while(is_before).collect()
     }
@@ -109,7 +112,7 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
         Ok(())
     };
     let release = machine::release()?;
-    let tests = choice.tests();
+    let tests = choice.tests(machine::kernel()?);
     print(&format!(
         "Linux {release}: {} tests, {} after boot",
         tests.len(),

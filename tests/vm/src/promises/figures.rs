@@ -41,7 +41,11 @@ impl Told {
     }
 }
 
-vm_test!(the_benchmark_measures_each_of_its_figures, limit = 180);
+vm_test!(
+    the_benchmark_measures_each_of_its_figures,
+    limit = 180,
+    once
+);
 fn the_benchmark_measures_each_of_its_figures() -> Result<()> {
     let effort = packets::Effort {
         pairs: 2,
@@ -55,7 +59,8 @@ fn the_benchmark_measures_each_of_its_figures() -> Result<()> {
 
 vm_test!(
     the_benchmark_of_clocks_measures_each_of_its_figures,
-    limit = 300
+    limit = 300,
+    once
 );
 fn the_benchmark_of_clocks_measures_each_of_its_figures() -> Result<()> {
     let effort = time::Effort {

@@ -17,7 +17,7 @@ use chaos_planner::observed::{Counts, Phase};
 use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
-use crate::machine::{BPFFS, PINS, release};
+use crate::machine::{BPFFS, KERNELS, PINS, kernel};
 use crate::netns::Pair;
 use crate::node::{egress, fault, lasting, nothing_is_pinned, pinned, resident, seeded};
 use crate::process::Place;
@@ -218,12 +218,7 @@ fn are_loaded(expected: usize) -> Result<()> {
 /// Which steps to die at: one in so many, and on each kernel others of these. A step takes ten to a
 /// hundred seconds here, and most of them load one program more, in the same way.
 fn chosen(step: usize, one_in: usize) -> Result<bool> {
-    let turn = match release()?.get(..4) {
-        Some("6.1.") => 0,
-        Some("6.12") => 1,
-        _ => 2,
-    };
-    Ok(step % (3 * one_in) == turn * one_in)
+    Ok(step % (KERNELS * one_in) == kernel()? * one_in)
 }
 
 vm_test!(twenty_upgrades_treat_each_packet_once, limit = 800);

@@ -115,7 +115,7 @@ fn kept(end: End) -> Result<()> {
     let mut node = Node::open(Options::default())?;
     let time = match end {
         End::Recovery => 60 * second,
-        End::Deadline | End::Successor => 5 * second,
+        End::Deadline | End::Successor => 2 * second,
     };
     want(&mut node, vec![lasting(ahead(&target), time)]);
     ensure!(!is_original(&waiter)?, "its vDSO has not been changed");
