@@ -76,7 +76,7 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
     while results.len() < chosen.len() {
         let (cluster, is_ours) = cluster(context.root)?;
         clusters += 1;
-        let ran = run_all(&cluster, &chosen, &mut results);
+        let ran = run_all(context.root, &cluster, &chosen, &mut results);
         let again = clusters <= NEW_CLUSTERS && cluster.has_node_that_qemu_broke();
         if is_ours || again {
             cluster::down(context.root)?;
@@ -122,9 +122,14 @@ fn cluster(root: &Path) -> Result<(Cluster, bool)> {
 ///
 /// # Errors
 /// If the cluster does not live until the end.
-fn run_all(cluster: &Cluster, chosen: &[&Test], results: &mut Vec<TestResult>) -> Result<()> {
+fn run_all(
+    root: &Path,
+    cluster: &Cluster,
+    chosen: &[&Test],
+    results: &mut Vec<TestResult>,
+) -> Result<()> {
     let lab = Lab::start(cluster, bench::NAMESPACE, bench::pods(cluster), true)?;
-    let bench = Bench::new(&lab);
+    let bench = Bench::new(&lab, root);
     step::step("devices of the pods", |_| bench.prepare_devices())?;
     for test in chosen.iter().skip(results.len()) {
         let started = Instant::now();

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 use self::report::Report;
-use crate::{out::say, setup, vmtest};
+use crate::{cluster::Cluster, out::say, setup, vmtest};
 
 /// What to show.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -86,13 +86,24 @@ fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Resul
         );
         timed(report, "act two", |report| {
             let prepared = prepared.unwrap_or_else(|| act_two::prepare(root))?;
-            act_two::run(root, prepared, report)
+            let cluster = ("  cluster".to_owned(), prepared.seconds);
+            report.seconds.push(cluster);
+            act_two::run(root, &prepared.cluster, report)
         })?;
     }
     for (name, seconds) in &report.seconds {
         say!("{name:<24} {seconds:>6.1} s");
     }
     Ok(())
+}
+
+/// Act two in a cluster that runs, and nothing left of it: for the tests of the cluster.
+///
+/// # Errors
+/// If a fault does not do what it should.
+pub(crate) fn try_in(cluster: &Cluster, root: &Path) -> Result<()> {
+    let shown = act_two::run(root, cluster, &mut Report::default());
+    shown.and(act_two::clear(cluster))
 }
 
 /// Does a part of the work and notes how long it took.

@@ -412,12 +412,11 @@ fn pod_document(pod: &Wanted<'_>) -> Value {
     } else {
         pod.args
     };
-    json!({
+    let mut document = json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": pod.name, "labels": labels},
         "spec": {
-            "nodeName": pod.node,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": 1,
@@ -429,7 +428,12 @@ fn pod_document(pod: &Wanted<'_>) -> Value {
                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
             }],
         },
-    })
+    });
+    // No null: to apply that again would take from the pod the node that it has been given.
+    if let Some(node) = pod.node {
+        document["spec"]["nodeName"] = node.into();
+    }
+    document
 }
 
 /// The pod of a document, if it runs and has addresses.
@@ -459,6 +463,15 @@ fn running(document: &Value) -> Option<Pod> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_may_run_anywhere_says_nothing_of_a_node() {
+        let pod = Wanted::new("a", &[]);
+        let spec = &pod_document(&pod)["spec"];
+        assert_eq!(spec.get("nodeName"), None);
+        let spec = &pod_document(&pod.on("node1"))["spec"];
+        assert_eq!(spec["nodeName"], "node1");
+    }
 
     #[test]
     fn a_pod_runs_when_it_is_ready_has_addresses_and_is_not_on_its_way_out() {

@@ -70,6 +70,8 @@ const LATE: Duration = Duration::from_millis(1500);
 /// The laboratory, and what is remembered from test to test.
 pub(super) struct Bench<'a> {
     pub(super) lab: &'a Lab<'a>,
+    /// Of the repository.
+    pub(super) root: &'a std::path::Path,
     /// From `kubectl apply` returning to the first packet hit, in milliseconds.
     first_hits: RefCell<Vec<f64>>,
 }
@@ -94,9 +96,10 @@ pub(super) struct Seen {
 }
 
 impl<'a> Bench<'a> {
-    pub(super) fn new(lab: &'a Lab<'a>) -> Self {
+    pub(super) fn new(lab: &'a Lab<'a>, root: &'a std::path::Path) -> Self {
         Self {
             lab,
+            root,
             first_hits: RefCell::default(),
         }
     }

@@ -13,6 +13,7 @@ use super::{
     tests,
 };
 use crate::{
+    demo,
     lab::{
         Wanted,
         chaos::{PATIENCE, all_are, condition, drawn, ours},
@@ -29,7 +30,13 @@ tests![
     pausing_recovers_and_resuming_injects_the_same_pods,
     a_pod_that_is_deleted_in_mid_fault_counts_as_recovered,
     a_legacy_scheduler_repeats_its_rounds,
+    the_demonstration_goes_to_its_end,
 ];
+
+/// `cargo xtask demo` is what a newcomer sees first.
+fn the_demonstration_goes_to_its_end(bench: &Bench<'_>) -> Result<()> {
+    demo::try_in(bench.lab.cluster(), bench.root)
+}
 
 const PARTITION: &str = "  action: partition\n";
 

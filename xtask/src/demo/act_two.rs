@@ -122,8 +122,9 @@ fn of_tikv_0(path: &Path) -> bool {
 
 /// A cluster with operator and agents, and pods that are about to run.
 pub(super) struct Prepared {
-    cluster: Cluster,
-    seconds: f64,
+    pub(super) cluster: Cluster,
+    /// What that took.
+    pub(super) seconds: f64,
 }
 
 /// Starts what is missing of it.
@@ -156,11 +157,9 @@ pub(super) fn prepare(root: &FilePath) -> Result<Prepared> {
 ///
 /// # Errors
 /// If a pod does not start, or a fault does not come, bite and go.
-pub(super) fn run(root: &FilePath, prepared: Prepared, report: &mut Report) -> Result<()> {
-    let Prepared { cluster, seconds } = prepared;
-    report.seconds.push(("  cluster".to_owned(), seconds));
+pub(super) fn run(root: &FilePath, cluster: &Cluster, report: &mut Report) -> Result<()> {
     let lab = timed(report, "  pods", |_| {
-        Lab::start(&cluster, NAMESPACE, &PODS, false)
+        Lab::start(cluster, NAMESPACE, &PODS, false)
     })?;
     note!(
         "the clocks of node and host differ by a known time, ± {:.1} ms",
@@ -195,7 +194,7 @@ pub(super) fn run(root: &FilePath, prepared: Prepared, report: &mut Report) -> R
         document: TYPO.to_owned(),
         answer: lab.refused(TYPO)?,
     };
-    report.by_hand = hints(root, &cluster);
+    report.by_hand = hints(root, cluster);
     say!("\n── go on by hand\n");
     for hint in &report.by_hand {
         say!("   # {}\n   {}", hint.what, hint.command);
@@ -206,6 +205,15 @@ pub(super) fn run(root: &FilePath, prepared: Prepared, report: &mut Report) -> R
     );
     report.typo = Some(typo);
     Ok(())
+}
+
+/// Removes its pods.
+///
+/// # Errors
+/// If the API server refuses.
+pub(super) fn clear(cluster: &Cluster) -> Result<()> {
+    let words = ["delete", "namespace", NAMESPACE, "--timeout=120s"];
+    step::output(cluster.kubectl().args(words)).map(drop)
 }
 
 /// Applies the document of a case and follows it to its end; also says when it was over.
