@@ -165,6 +165,7 @@ impl Executor {
         mut inside: Option<Netlink>,
         load: &Load,
     ) -> Result<(), ArmError> {
+        let mut by_tcx = Vec::new();
         for rule in &armed.rules {
             if let (Some(_), Effect::Network(effect)) =
                 (Way::of(rule.mechanism), &armed.fault.effect)
@@ -172,8 +173,12 @@ impl Executor {
                 let netlink = inside
                     .as_mut()
                     .ok_or_else(|| ArmError::NoProcess(armed.fault.record.clone()))?;
-                if let Some(slot) = self.devices.attach(rule.key, netlink, effect)? {
+                let built = self.devices.attach(rule.key, netlink, effect)?;
+                if let Some(slot) = built.detour {
                     self.maps.nothing_waits(slot)?;
+                }
+                if built.by_tcx {
+                    by_tcx.push(rule.key);
                 }
             }
         }
@@ -209,6 +214,13 @@ impl Executor {
                 generation: rule.generation,
             };
             self.maps.set_target(kind, rule.key, target)?;
+        }
+        // Last: the fault acts at once, and the kernel waits for a grace period before it says so
+        // (`tcx_entry_sync`, include/net/tcx.h).
+        for key in by_tcx {
+            if let Some(netlink) = &inside {
+                self.devices.attach_by_tcx(key, netlink)?;
+            }
         }
         // From here on, whoever is started has no vDSO; then those who were before.
         self.change_clocks(armed)?;

@@ -18,7 +18,7 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::objects::LoadError;
 use crate::kernel::{clock, netns};
 use crate::mechanism::tc::Way;
-use crate::mechanism::tc_egress::{Device, Needs, TcEgress};
+use crate::mechanism::tc_egress::{Built, Device, Needs, TcEgress};
 use crate::mechanism::tcx::Tcx;
 use crate::mechanism::{MechanismError, io_error};
 
@@ -144,14 +144,14 @@ impl Devices {
         Ok(slot)
     }
 
-    /// Puts the program there, and a detour if the effect needs one. `netlink` is of the namespace
-    /// of the device. Returns its slot if a detour was built.
+    /// Makes a device ready for a rule: all but its program of tcx, see [`Self::attach_by_tcx`]. `netlink` is
+    /// of the namespace of the device.
     pub(super) fn attach(
         &mut self,
         slot: u64,
         netlink: &mut Netlink,
         effect: &NetworkEffect,
-    ) -> Result<Option<u16>, MechanismError> {
+    ) -> Result<Built, MechanismError> {
         let attached = self
             .all
             .iter_mut()
@@ -166,9 +166,20 @@ impl Devices {
         device.longest_delay = device
             .longest_delay
             .saturating_add(effect.longest_wait(MAX_DELAY));
-        let built = programs.attach(netlink, device, Needs::of(effect), &mut self.tcx)?;
+        let built = programs.attach(netlink, device, Needs::of(effect), &self.tcx)?;
         attached.used = Use::Armed;
-        Ok(built.then_some(device.slot))
+        Ok(built)
+    }
+
+    /// Puts the program of tcx on a device; safe to repeat.
+    pub(super) fn attach_by_tcx(
+        &mut self,
+        slot: u64,
+        netlink: &Netlink,
+    ) -> Result<(), MechanismError> {
+        let mut all = self.all.iter();
+        let attached = all.find(|a| u64::from(a.device.slot) == slot);
+        self.tcx.attach(netlink, &attached.ok_or_else(gone)?.device)
     }
 
     /// Writes where a device and its detour are into its target.

@@ -87,6 +87,15 @@ pub struct TcEgress {
     by_tcx: bool,
 }
 
+/// What has been done on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// Slot of the device, if a detour was built.
+    pub detour: Option<u16>,
+    /// The device is to have a program of tcx ([`Tcx::attach`]); else it has its filter.
+    pub by_tcx: bool,
+}
+
 /// What a node can do of a way, tried.
 pub struct Tried {
     /// Why packets can be lost and nothing else; `None` when all works.
@@ -186,9 +195,9 @@ impl TcEgress {
         })
     }
 
-    /// Puts the program on the device and builds the detour if it `needs` one and there is none.
-    /// Safe to repeat; on failure what this call added is removed, but for clsact, which
-    /// [`Self::remove_clsact`] removes. Whether a detour was built.
+    /// Builds the detour if the effect `needs` one and there is none, and puts the filter on the device where
+    /// there is no tcx. Safe to repeat; on failure what this call added is removed, but for clsact, which
+    /// [`Self::remove_clsact`] removes.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -197,19 +206,15 @@ impl TcEgress {
         netlink: &mut Netlink,
         device: &mut Device,
         needs: Needs,
-        tcx: &mut Tcx,
-    ) -> Result<bool, MechanismError> {
+        tcx: &Tcx,
+    ) -> Result<Built, MechanismError> {
         let had_detour = device.detour.is_some();
         let (index, hook) = (device.ifindex, device.way.hook());
         // Where that cannot be read, it is left to those who detach.
         let had_filter = netlink.has_filter(index, hook).unwrap_or(true);
         // A device keeps what it has, whoever put it there: of two programs, both would act.
         let by_tcx = tcx.is_attached(netlink, device) || self.by_tcx && !had_filter;
-        let mut attached = self.try_attach(netlink, device, needs, !by_tcx);
-        if by_tcx && let Ok(built) = attached {
-            // Last: nothing may go into a detour that is being built.
-            attached = tcx.attach(netlink, device).map(|()| built);
-        }
+        let attached = self.try_attach(netlink, device, needs, !by_tcx);
         if attached.is_err() {
             // Back to what was there, the filter before what it sends packets to; the first error is the
             // one to tell.
@@ -220,7 +225,10 @@ impl TcEgress {
                 drop(remove_detour(netlink, device));
             }
         }
-        attached
+        attached.map(|built| Built {
+            detour: built.then_some(device.slot),
+            by_tcx,
+        })
     }
 
     /// Removes the filter and the detour, then reads back that they are gone; before that, the program of

@@ -41,11 +41,7 @@ impl Tcx {
     ///
     /// # Errors
     /// What the kernel answers.
-    pub(super) fn attach(
-        &mut self,
-        netlink: &Netlink,
-        device: &Device,
-    ) -> Result<(), MechanismError> {
+    pub fn attach(&mut self, netlink: &Netlink, device: &Device) -> Result<(), MechanismError> {
         if self.is_attached(netlink, device) {
             return Ok(());
         }
