@@ -177,14 +177,13 @@ impl Devices {
         slot: u64,
         netlink: &Netlink,
     ) -> Result<(), MechanismError> {
-        let mut all = self.all.iter();
-        let attached = all.find(|a| u64::from(a.device.slot) == slot);
-        self.tcx.attach(netlink, &attached.ok_or_else(gone)?.device)
+        let attached = of_slot(&self.all, slot).ok_or_else(gone)?;
+        self.tcx.attach(netlink, &attached.device)
     }
 
     /// Writes where a device and its detour are into its target.
     pub(super) fn describe(&self, slot: u64, target: &mut Target) {
-        if let Some(a) = self.all.iter().find(|a| u64::from(a.device.slot) == slot) {
+        if let Some(a) = of_slot(&self.all, slot) {
             let (detour_in, detour_out) = a.device.detour.unwrap_or_default();
             target.device = a.device.ifindex;
             target.detour_in = detour_in;
@@ -200,15 +199,12 @@ impl Devices {
 
     /// Whether our program is on this device. `netlink` is of its namespace.
     pub(super) fn is_attached(&self, slot: u64, netlink: &mut Netlink) -> bool {
-        self.all
-            .iter()
-            .find(|a| u64::from(a.device.slot) == slot)
-            .is_some_and(|a| {
-                self.tcx.is_attached(netlink, &a.device)
-                    || netlink
-                        .has_filter(a.device.ifindex, a.device.way.hook())
-                        .unwrap_or(false)
-            })
+        of_slot(&self.all, slot).is_some_and(|a| {
+            self.tcx.is_attached(netlink, &a.device)
+                || netlink
+                    .has_filter(a.device.ifindex, a.device.way.hook())
+                    .unwrap_or(false)
+        })
     }
 
     /// Detaches from devices that are not known: the journal lacks them.
@@ -334,6 +330,10 @@ impl Devices {
         }
         result
     }
+}
+
+fn of_slot(all: &[Attached], slot: u64) -> Option<&Attached> {
+    all.iter().find(|a| u64::from(a.device.slot) == slot)
 }
 
 fn gone() -> MechanismError {

@@ -8,6 +8,11 @@ pub fn directory(pins: &Path) -> PathBuf {
     pins.join("links")
 }
 
+/// Where the link of this name is pinned.
+pub fn path(pins: &Path, name: &str) -> PathBuf {
+    directory(pins).join(name)
+}
+
 /// The links in it whose names begin so: those of one mechanism, or all.
 pub fn pinned(pins: &Path, prefix: &str) -> Vec<PathBuf> {
     let listed = fs::read_dir(directory(pins));

@@ -137,7 +137,7 @@ impl ClockShift {
     /// [`MechanismError`], in words for `doctor`.
     pub fn begin(&mut self) -> Result<(), MechanismError> {
         let taken_over =
-            hooks().any(|name| name != SLEEPS && links::directory(&self.pins).join(name).exists());
+            hooks().any(|name| name != SLEEPS && links::path(&self.pins, name).exists());
         if taken_over {
             return self.attach();
         }
@@ -191,7 +191,7 @@ impl ClockShift {
         self.attached = false;
         // Those that lend a program's memory go before those that give it back.
         for name in hooks().rev().filter(|name| *name != SLEEPS) {
-            unpin(&links::directory(&self.pins).join(name))?;
+            unpin(&links::path(&self.pins, name))?;
         }
         self.stubs.dispatchers = Dispatchers::of_links(&self.pins);
         Ok(())
@@ -203,7 +203,7 @@ impl ClockShift {
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
         self.rest()?;
-        unpin(&links::directory(&self.pins).join(SLEEPS))
+        unpin(&links::path(&self.pins, SLEEPS))
     }
 
     /// What the kernel is told, but for generation and deadline, at CLOCK_MONOTONIC nanoseconds `now`,

@@ -105,7 +105,7 @@ impl Tcx {
     }
 
     fn path(&self, way: Way, slot: u16) -> PathBuf {
-        links::directory(&self.pins).join(pin_name(way, slot))
+        links::path(&self.pins, &pin_name(way, slot))
     }
 }
 

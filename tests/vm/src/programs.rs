@@ -66,9 +66,10 @@ impl Programs {
                 pins.display()
             )
         })?;
-        let mut cgroup = Loader::new(&pins).load(Mechanism::CgroupDrop)?;
-        let mut egress = Loader::new(&pins).load_with(Mechanism::TcEgress, &[("SLOT", SLOT)])?;
-        let _clock_shift = Loader::new(&pins).load(Mechanism::ClockShift)?;
+        let mut loader = Loader::new(&pins);
+        let mut cgroup = loader.load(Mechanism::CgroupDrop)?;
+        let mut egress = loader.load_with(Mechanism::TcEgress, &[("SLOT", SLOT)])?;
+        let _clock_shift = loader.load(Mechanism::ClockShift)?;
         for (_, program) in cgroup.programs_mut().chain(egress.programs_mut()) {
             match program {
                 Program::SchedClassifier(classifier) => classifier.load()?,

@@ -111,16 +111,8 @@ fn tcp_through_a_delay() -> Result<()> {
     for pair in ways.all() {
         servers.push(tcp::Server::start(Place::host().in_namespace(&pair.b))?);
     }
-    let sent = |pair| tcp::transfer(ways.from(pair), Pair::B4, time_of_flow(pairs));
-    let goodput = |pair| move || Ok(sent(pair)?.megabits_per_second());
-    let sides = (
-        goodput(&ways.ours),
-        goodput(&ways.netem),
-        goodput(&ways.twin),
-    );
-    let name = "one TCP flow through 50 ms, egress";
-    let figure = compare(name, "goodput / netem, Mbit/s", pairs, sides)?;
-    tell(&figure.aim(Aim::AtLeast(0.95)))
+    let sent = |pair: &Pair, time| tcp::transfer(ways.from(pair), Pair::B4, time);
+    compare_flows("one TCP flow through 50 ms, egress", pairs, &ways, sent)
 }
 
 vm_test!(tcp_that_is_received_through_a_delay, limit = 3000);
@@ -137,24 +129,30 @@ fn tcp_that_is_received_through_a_delay() -> Result<()> {
     for pair in ways.all() {
         servers.push(tcp::Server::start(ways.from(pair))?);
     }
-    let sent = |pair: &Pair| {
+    let sent = |pair: &Pair, time| {
         let from = Place::host().in_namespace(&pair.b);
-        tcp::transfer(from, Pair::A4, time_of_flow(pairs))
+        tcp::transfer(from, Pair::A4, time)
     };
-    let goodput = |pair| move || Ok(sent(pair)?.megabits_per_second());
+    compare_flows("one TCP flow through 50 ms, ingress", pairs, &ways, sent)
+}
+
+/// What `sent` says of one flow that lasts so long: ours beside netem's.
+fn compare_flows(
+    name: &str,
+    pairs: usize,
+    ways: &Ways,
+    sent: impl Fn(&Pair, Duration) -> Result<tcp::Sent>,
+) -> Result<()> {
+    let time = Duration::from_secs(if pairs < FEWEST_PAIRS { 1 } else { 3 });
+    let sent = &sent;
+    let goodput = |pair| move || Ok(sent(pair, time)?.megabits_per_second());
     let sides = (
         goodput(&ways.ours),
         goodput(&ways.netem),
         goodput(&ways.twin),
     );
-    let name = "one TCP flow through 50 ms, ingress";
     let figure = compare(name, "goodput / netem, Mbit/s", pairs, sides)?;
     tell(&figure.aim(Aim::AtLeast(0.95)))
-}
-
-/// How long one flow is measured.
-fn time_of_flow(pairs: usize) -> Duration {
-    Duration::from_secs(if pairs < FEWEST_PAIRS { 1 } else { 3 })
 }
 
 vm_test!(no_loss_is_hidden_in_a_delay, limit = 1200);
