@@ -55,16 +55,16 @@ impl Executor {
     /// Takes the clocks out of the vDSO of every program of the target.
     pub(super) fn change_clocks(&mut self, armed: &Armed) -> Result<(), MechanismError> {
         let finder = &self.finder;
-        if let Some((stubs, key)) = stubs(&mut self.clock_shift, armed) {
-            stubs.enter(key, || programs(finder, &armed.fault.target))?;
+        if let Some((clock_shift, key)) = clocks(&mut self.clock_shift, armed) {
+            clock_shift.enter(key, || programs(finder, &armed.fault.target))?;
         }
         Ok(())
     }
 
     /// The same for those who have come since, of a target that was just found; what fails is told by [`Self::clock_problem`].
     pub fn look_at_clocks(&mut self, armed: &Armed, found: &Resolved) {
-        if let Some((stubs, key)) = stubs(&mut self.clock_shift, armed) {
-            stubs.refresh(key, &pids(found));
+        if let Some((clock_shift, key)) = clocks(&mut self.clock_shift, armed) {
+            clock_shift.refresh(key, &pids(found));
         }
     }
 
@@ -72,9 +72,10 @@ impl Executor {
     /// tried again by [`Self::restore_clocks_again`].
     pub(super) fn restore_clocks(&mut self, armed: &Armed) -> Result<(), MapError> {
         let finder = &self.finder;
-        if let Some((stubs, key)) = stubs(&mut self.clock_shift, armed)
+        if let Some((clock_shift, key)) = clocks(&mut self.clock_shift, armed)
             && self.maps.target(TargetKind::Clock, key)?.is_none()
         {
+            let stubs = &mut clock_shift.stubs;
             stubs.leave(key, &programs(finder, &armed.fault.target));
             let known = self
                 .unrestored
@@ -145,13 +146,13 @@ impl Executor {
     }
 }
 
-/// Who keeps the stubs, and of which cgroup, if the fault is about clocks.
-fn stubs<'a>(
+/// Who changes programs, and those of which cgroup, if the fault is about clocks.
+fn clocks<'a>(
     clock_shift: &'a mut Option<ClockShift>,
     armed: &Armed,
-) -> Option<(&'a mut Stubs, u64)> {
+) -> Option<(&'a mut ClockShift, u64)> {
     let key = clock_key(armed)?;
-    Some((&mut clock_shift.as_mut()?.stubs, key))
+    Some((clock_shift.as_mut()?, key))
 }
 
 /// The cgroup whose clocks a fault is about.

@@ -1,8 +1,11 @@
 //! Clocks: programs behind the system calls that read one, and one that takes the vDSO from
 //! programs that are started; others where the kernel reads until when a program waits (`waits`). A
-//! fault is then map writes, and for programs that run already the bytes of their vDSO (`stubs`).
+//! fault is then map writes, and for programs that run already the bytes of their vDSO (`stubs`), or
+//! probes where nobody may change those (`probes`).
 
 mod arch;
+mod library;
+mod probes;
 mod skipped;
 mod stopped;
 mod stubs;
@@ -86,7 +89,7 @@ impl ClockShift {
         let known = names.iter().copied().zip(known).chain(waits::numbers());
         let known = KNOWN.get_or_init(|| known.collect());
         let mut ebpf = loader.load_with(Mechanism::ClockShift, known)?;
-        let stubs = Stubs::new(proc_root.to_owned())?;
+        let stubs = Stubs::new(proc_root.to_owned(), pins)?;
         let layout = layout.map_err(io_error("find the kernel's structures"))?;
         if let Some((global, _)) = names
             .iter()
@@ -117,6 +120,7 @@ impl ClockShift {
                 entry.load(function, &btf).map_err(refused)?;
             }
         }
+        probes::load(&mut ebpf)?;
         Ok(Self {
             ebpf,
             pins: pins.to_owned(),
@@ -178,6 +182,25 @@ impl ClockShift {
         pin(link(&mut self.ebpf, name)?, &path)
     }
 
+    /// Sees to it that everybody in this cgroup asks the kernel for the time, or has probes: asked for by
+    /// `pids` until there is nobody new.
+    ///
+    /// # Errors
+    /// The first program that can have neither, and why.
+    pub fn enter(
+        &mut self,
+        cgroup: u64,
+        pids: impl Fn() -> Vec<u32>,
+    ) -> Result<(), MechanismError> {
+        self.stubs.enter(&mut self.ebpf, cgroup, pids)
+    }
+
+    /// The same for those who have come since, in other ways than by being started there. Problems are
+    /// kept for [`Stubs::problem`].
+    pub fn refresh(&mut self, cgroup: u64, pids: &[u32]) {
+        self.stubs.refresh(&mut self.ebpf, cgroup, pids);
+    }
+
     /// Whether everything is attached.
     pub const fn is_attached(&self) -> bool {
         self.attached
@@ -189,6 +212,7 @@ impl ClockShift {
     /// When a pin cannot be removed.
     pub fn rest(&mut self) -> Result<(), MechanismError> {
         self.attached = false;
+        self.stubs.probes.detach_all();
         // Those that lend a program's memory go before those that give it back.
         for name in hooks().rev().filter(|name| *name != SLEEPS) {
             unpin(&links::path(&self.pins, name))?;

@@ -2,8 +2,8 @@
 //! memory is moved, keyed by cgroup id. A program that is started meanwhile gets no vDSO, so that
 //! all its clock reads are system calls.
 //!
-//! Not here: the vDSO of programs that run already, which the agent replaces by system calls, and
-//! waits and timers until a time (`waits`, `timers`).
+//! Not here: the vDSO of programs that run already, which the agent replaces by system calls, those
+//! where it may not (`probes`), and waits and timers until a time (`waits`, `timers`).
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(
     missing_docs,
@@ -11,6 +11,8 @@
     reason = "aya's attributes write each entry point anew, public and without its comment"
 )]
 
+#[path = "clock_shift/probes.rs"]
+mod probes;
 #[path = "clock_shift/timers.rs"]
 mod timers;
 #[path = "clock_shift/waits.rs"]
@@ -98,6 +100,7 @@ pub fn clock_shift_gettime(ctx: FExitContext) -> i32 {
 
 #[fexit]
 pub fn clock_shift_gettime_body(ctx: FExitContext) -> i32 {
+    probes::is_moved();
     let regs: *const u8 = ctx.arg(0);
     if let (Some(clock), Some(time)) = (
         kernel_field::<u64>(regs, &raw const ARG0),

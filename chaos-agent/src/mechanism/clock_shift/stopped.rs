@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -27,6 +28,9 @@ const PATIENCE_RUNNING: Duration = Duration::from_secs(2);
 
 /// How many instructions a thread is taken to leave what is to be changed.
 const STEPS: u32 = 64;
+
+/// What ptrace(2) writes at once, in bytes.
+const WORD: usize = size_of::<libc::c_long>();
 
 /// Why not all threads were stopped. None is, then.
 #[derive(Debug)]
@@ -107,6 +111,34 @@ impl Stopped {
             false
         })
     }
+
+    /// Writes into the program's memory, also where itself may not. By ptrace(2): /proc/PID/mem can be
+    /// closed for that (`proc_mem.force_override=never`).
+    ///
+    /// # Errors
+    /// The kernel's; a part may have been written.
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> nix::Result<()> {
+        let mut result = Err(Errno::ESRCH);
+        for &thread in self.threads.keys() {
+            result = write(thread, at, bytes);
+            // One that was killed meanwhile.
+            if result != Err(Errno::ESRCH) {
+                break;
+            }
+        }
+        result
+    }
+}
+
+/// Word by word.
+fn write(thread: Pid, at: u64, bytes: &[u8]) -> nix::Result<()> {
+    for (place, part) in (at..).step_by(WORD).zip(bytes.chunks(WORD)) {
+        let place = place as ptrace::AddressType;
+        let mut word = ptrace::read(thread, place)?.to_ne_bytes();
+        word[..part.len()].copy_from_slice(part);
+        ptrace::write(thread, place, libc::c_long::from_ne_bytes(word))?;
+    }
+    Ok(())
 }
 
 impl Drop for Stopped {

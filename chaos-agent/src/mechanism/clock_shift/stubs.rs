@@ -1,12 +1,17 @@
-//! Whose vDSO is to be without clocks, cgroup by cgroup: everybody's who runs in one with a rule.
+//! Whose vDSO is to be without clocks, cgroup by cgroup: everybody's who runs in one with a rule. Where
+//! nobody is let at it, the program gets probes.
 //!
 //! What is remembered here is only a hint whom to ask: each program's own bytes say what it has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use aya::Ebpf;
+
+use super::probes::{ProbeError, Probes};
 use super::skipped::Dispatchers;
 use super::vdso::{Content, Done, Vdso, VdsoError};
 use crate::mechanism::MechanismError;
@@ -31,6 +36,7 @@ pub struct Stubs {
     vdso: Vdso,
     /// What is attached, once it is.
     pub(super) dispatchers: Dispatchers,
+    pub(super) probes: Probes,
     held: BTreeMap<u64, Held>,
 }
 
@@ -49,11 +55,12 @@ impl Stubs {
     ///
     /// # Errors
     /// Why the vDSO of this kernel cannot be changed.
-    pub(super) fn new(proc_root: PathBuf) -> Result<Self, MechanismError> {
+    pub(super) fn new(proc_root: PathBuf, pins: &Path) -> Result<Self, MechanismError> {
         Ok(Self {
             proc_root,
             vdso: Vdso::of_this_kernel().map_err(MechanismError::Target)?,
             dispatchers: Dispatchers::default(),
+            probes: Probes::of_links(pins),
             held: BTreeMap::new(),
         })
     }
@@ -62,8 +69,9 @@ impl Stubs {
     ///
     /// # Errors
     /// The first program that cannot have stubs, and why.
-    pub fn enter(
+    pub(super) fn enter(
         &mut self,
+        ebpf: &mut Ebpf,
         cgroup: u64,
         pids: impl Fn() -> Vec<u32>,
     ) -> Result<(), MechanismError> {
@@ -75,10 +83,12 @@ impl Stubs {
                 break;
             }
             for pid in new {
-                self.stub(cgroup, pid).map_err(|error| {
-                    let text = format!("process {pid}{}: {error}", self.name(pid));
+                self.stub(ebpf, cgroup, pid).map_err(|error| {
+                    let text = self.of(pid, &error);
                     match error {
-                        VdsoError::Refused(_) => MechanismError::Target(text),
+                        VdsoError::Refused(_) | VdsoError::Locked(_) => {
+                            MechanismError::Target(text)
+                        }
                         VdsoError::Busy(_) => MechanismError::Io {
                             what: "change the vDSO of the target's programs".to_owned(),
                             source: io::Error::other(text),
@@ -92,13 +102,13 @@ impl Stubs {
 
     /// Those who have come since, in other ways than by being started there. Problems are kept for
     /// [`Self::problem`].
-    pub fn refresh(&mut self, cgroup: u64, pids: &[u32]) {
+    pub(super) fn refresh(&mut self, ebpf: &mut Ebpf, cgroup: u64, pids: &[u32]) {
         let held = self.held(cgroup);
         held.stubbed.retain(|pid| pids.contains(pid));
         held.problems.clear();
         for &pid in pids {
-            if let Err(error) = self.stub(cgroup, pid) {
-                let text = format!("process {pid}{}: {error}", self.name(pid));
+            if let Err(error) = self.stub(ebpf, cgroup, pid) {
+                let text = self.of(pid, &error);
                 self.held(cgroup).problems.insert(pid, text);
             }
         }
@@ -124,6 +134,8 @@ impl Stubs {
                 return false;
             }
             let process = self.proc_root.join(pid.to_string());
+            let probed = self.probes.has(*pid);
+            self.probes.detach(*pid);
             match self.vdso.give(&process, Content::Original) {
                 Ok(_) => false,
                 // Its bytes are not ours to put back.
@@ -131,7 +143,9 @@ impl Stubs {
                     tracing::debug!(pid, reason, "left as it is");
                     false
                 }
-                Err(VdsoError::Busy(reason)) => {
+                // It could not be changed either.
+                Err(VdsoError::Locked(_)) if probed => false,
+                Err(VdsoError::Busy(reason) | VdsoError::Locked(reason)) => {
                     tracing::debug!(pid, reason, "to be put back later");
                     true
                 }
@@ -176,19 +190,53 @@ impl Stubs {
         })
     }
 
-    fn stub(&mut self, cgroup: u64, pid: u32) -> Result<(), VdsoError> {
+    fn stub(&mut self, ebpf: &mut Ebpf, cgroup: u64, pid: u32) -> Result<(), VdsoError> {
         // Nobody can stop himself, and the agent has to know the right time.
         if pid == std::process::id() {
             return Ok(());
         }
         let process = self.proc_root.join(pid.to_string());
-        let done = self.vdso.give(&process, Content::Stubs)?;
+        let done = match self.vdso.give(&process, Content::Stubs) {
+            Err(VdsoError::Locked(reason)) => return self.probe(ebpf, cgroup, pid, &reason),
+            done => done?,
+        };
+        // What it may have had before that was possible.
+        self.probes.detach(pid);
         let held = self.held(cgroup);
         match done {
             Done::Changed | Done::Nothing => held.stubbed.insert(pid),
             Done::Absent => held.stubbed.remove(&pid),
         };
         Ok(())
+    }
+
+    /// The last rung, where the vDSO cannot be changed for this `reason`.
+    fn probe(
+        &mut self,
+        ebpf: &mut Ebpf,
+        cgroup: u64,
+        pid: u32,
+        reason: &str,
+    ) -> Result<(), VdsoError> {
+        let process = self.proc_root.join(pid.to_string());
+        match self.probes.attach(ebpf, &process) {
+            Ok(library) => {
+                let problem = format!(
+                    "{reason}, so only clock_gettime of {library} shows it: gettimeofday and time of \
+                     glibc, and programs that read the vDSO by themselves, show the right time"
+                );
+                let text = self.of(pid, &problem);
+                let held = self.held(cgroup);
+                held.stubbed.insert(pid);
+                held.problems.insert(pid, text);
+                Ok(())
+            }
+            Err(ProbeError::Gone) => {
+                self.held(cgroup).stubbed.remove(&pid);
+                Ok(())
+            }
+            Err(error) => Err(VdsoError::Locked(format!("{reason}, and {error}"))),
+        }
     }
 
     /// What is known of a cgroup, from now on.
@@ -198,11 +246,12 @@ impl Stubs {
             .or_insert_with(|| Held::begin(&self.dispatchers))
     }
 
-    /// ` (redis-server)`, if it is still there.
-    fn name(&self, pid: u32) -> String {
+    /// `process 17 (redis-server): …`, with its name if it is still there.
+    fn of(&self, pid: u32, problem: &impl Display) -> String {
         let path = self.proc_root.join(pid.to_string()).join("comm");
-        fs::read_to_string(path)
+        let name = fs::read_to_string(path)
             .map(|name| format!(" ({})", name.trim_end()))
-            .unwrap_or_default()
+            .unwrap_or_default();
+        format!("process {pid}{name}: {problem}")
     }
 }

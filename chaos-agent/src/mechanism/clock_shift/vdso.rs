@@ -52,6 +52,9 @@ pub(super) enum VdsoError {
     /// Never possible.
     #[error("{0}")]
     Refused(String),
+    /// The kernel lets nobody at the program, by its settings or ours.
+    #[error("{0}")]
+    Locked(String),
     /// Not now.
     #[error("{0}")]
     Busy(String),
@@ -185,7 +188,7 @@ impl Vdso {
                     )));
                 }
                 Err(StopError::Kernel(error)) => {
-                    return Err(VdsoError::Refused(format!("it cannot be stopped: {error}")));
+                    return Err(VdsoError::Locked(format!("it cannot be stopped: {error}")));
                 }
             };
             // It may have become another program meanwhile.
@@ -203,13 +206,11 @@ impl Vdso {
                 std::thread::yield_now();
                 continue;
             }
-            let path = process.join("mem");
-            let memory = File::options().read(true).write(true).open(path);
-            let Ok(memory) = memory else {
+            let Ok(memory) = File::open(process.join("mem")) else {
                 return Ok(Done::Absent);
             };
             return match self.compare(&memory, base)? {
-                Some(found) if found != content => self.put(&memory, base, content),
+                Some(found) if found != content => self.put(&stopped, base, content),
                 Some(_) => Ok(Done::Nothing),
                 None => Ok(Done::Absent),
             };
@@ -219,24 +220,24 @@ impl Vdso {
         ))
     }
 
-    fn put(&self, memory: &File, base: u64, content: Content) -> Result<Done, VdsoError> {
+    fn put(&self, stopped: &Stopped, base: u64, content: Content) -> Result<Done, VdsoError> {
         let bytes = |patch: &Patch, content| match content {
             Content::Stubs => patch.stub.to_vec(),
             Content::Original => patch.original.clone(),
         };
         for (done, patch) in self.patches.iter().enumerate() {
-            let result = memory.write_all_at(&bytes(patch, content), base + patch.offset);
+            let result = stopped.write(base + patch.offset, &bytes(patch, content));
             if let Err(error) = result {
                 let other = match content {
                     Content::Stubs => Content::Original,
                     Content::Original => Content::Stubs,
                 };
-                // The one that failed too: where two pages meet, a part of it may have been written.
+                // The one that failed too: a part of it may have been written.
                 for patch in &self.patches[..=done] {
                     // What could be written before can be written back.
-                    drop(memory.write_all_at(&bytes(patch, other), base + patch.offset));
+                    let _ = stopped.write(base + patch.offset, &bytes(patch, other));
                 }
-                return Err(VdsoError::Refused(format!(
+                return Err(VdsoError::Locked(format!(
                     "its vDSO cannot be written: {error}"
                 )));
             }
@@ -279,7 +280,7 @@ impl Vdso {
         match start(process) {
             Ok(start) => Ok(start),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(VdsoError::Refused(format!(
+                Err(VdsoError::Locked(format!(
                     "its memory cannot be looked at: {error}; the agent needs CAP_SYS_PTRACE"
                 )))
             }

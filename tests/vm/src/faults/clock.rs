@@ -2,6 +2,7 @@
 
 mod drift;
 mod held;
+mod locked;
 mod reader;
 mod running;
 mod runtimes;

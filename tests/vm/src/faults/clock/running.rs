@@ -78,7 +78,7 @@ where
 }
 
 /// Readings that were taken wholly within this time.
-fn within(readings: &[Reading], from: Stamp, to: Stamp) -> Vec<Reading> {
+pub(super) fn within(readings: &[Reading], from: Stamp, to: Stamp) -> Vec<Reading> {
     let within = |reading: &&Reading| reading.before >= from && reading.after <= to;
     readings.iter().filter(within).cloned().collect()
 }

@@ -31,7 +31,7 @@ const READINGS: u64 = 5;
 const RESOLUTION: i64 = 20_000_000;
 
 /// A program of `tests/vm/runtimes`.
-struct Runtime {
+pub(super) struct Runtime {
     program: &'static str,
     args: &'static [&'static str],
     /// Its monotonic clock counts from its start.
@@ -39,7 +39,7 @@ struct Runtime {
 }
 
 impl Runtime {
-    const fn new(program: &'static str, args: &'static [&'static str]) -> Runtime {
+    pub(super) const fn new(program: &'static str, args: &'static [&'static str]) -> Runtime {
         Runtime {
             program,
             args,
@@ -49,7 +49,7 @@ impl Runtime {
 }
 
 /// A running one.
-struct Clock {
+pub(super) struct Clock {
     program: Process<[i64; 2]>,
     /// What its monotonic clock shows when the kernel's shows 0, as the quickest of a few readings has
     /// it; 0 if it is the kernel's.
@@ -57,7 +57,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn start(runtime: &Runtime, place: Place<'_>) -> Result<Clock> {
+    pub(super) fn start(runtime: &Runtime, place: Place<'_>) -> Result<Clock> {
         let mut command = command(runtime.program)?;
         command.args(runtime.args);
         let mut clock = Clock {
@@ -82,7 +82,7 @@ impl Clock {
 
     /// Whether its clocks are ahead by so many seconds, whenever they are read; but for as many times
     /// as the kernel has kept a call from the programs.
-    fn is_ahead(&mut self, wall: i64, monotonic: i64) -> Result<()> {
+    pub(super) fn is_ahead(&mut self, wall: i64, monotonic: i64) -> Result<()> {
         let (mut wrong, skipped) = (Vec::new(), dispatchers().skipped());
         for _ in 0..READINGS {
             let before = (library(REALTIME), library(MONOTONIC));
