@@ -35,7 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for mechanism in mechanisms {
         let to = out.join(format!("{mechanism}.o"));
         match &objects {
-            Some(built) => fs::write(to, stripped(&fs::read(built.join(&mechanism))?)?)?,
+            Some(built) => {
+                let object = fs::read(built.join(&mechanism))?;
+                fs::write(to, stripped(&object, NO_TYPES.contains(&&*mechanism))?)?;
+            }
             None => fs::write(to, [])?,
         }
     }
@@ -54,15 +57,21 @@ fn mechanisms(bins: &Path) -> Result<Vec<String>, Box<dyn Error>> {
     Ok(names)
 }
 
-/// The object without what is for debuggers: BTF is all that the kernel wants, and the agent reads an
-/// object while a fault waits to begin. bpf-linker leaves both or neither.
-fn stripped(object: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
+/// Objects whose programs need no BTF, which is for global functions and for arguments by their types. The
+/// kernel checks all of it anew whenever an object is loaded.
+const NO_TYPES: [&str; 1] = ["tcx"];
+
+/// The object without what is for debuggers: BTF is all that the kernel wants, if that, and the agent reads
+/// an object while a fault waits to begin. bpf-linker leaves both or neither.
+fn stripped(object: &[u8], types_too: bool) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut unwanted = vec![b".debug_".as_slice(), b".rel.debug_"];
+    if types_too {
+        unwanted.extend([b".BTF".as_slice(), b".rel.BTF"]);
+    }
     let mut object = Builder::read(object)?;
     for section in &mut object.sections {
         let name = section.name.as_slice();
-        section.delete = [b".debug_".as_slice(), b".rel.debug_"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix));
+        section.delete = unwanted.iter().any(|prefix| name.starts_with(prefix));
     }
     object.delete_orphans();
     // LLVM has the names of sections and those of symbols in one table; this writer has two.

@@ -11,6 +11,7 @@ mod clocks;
 mod devices;
 mod load;
 mod peers;
+mod rest;
 mod rules;
 mod traces;
 
@@ -35,6 +36,7 @@ use self::allocate::Ids;
 use self::arm::open_inside;
 use self::devices::Devices;
 use self::load::Load;
+use self::rest::Idle;
 use self::rules::{lives, retain};
 use crate::kernel::links;
 use crate::kernel::maps::{MapsError, Pinned, TargetKind, directory, other_layouts, was_halted};
@@ -70,8 +72,7 @@ pub struct Executor {
     ids: Ids,
     /// Faults that have ended, with programs whose vDSO could not be put back yet: one of each cgroup.
     unrestored: Vec<Armed>,
-    /// Since when the attached programs for clocks have nothing to do, CLOCK_MONOTONIC nanoseconds.
-    clocks_idle_ns: Option<u64>,
+    idle: Idle,
 }
 
 impl Executor {
@@ -103,13 +104,18 @@ impl Executor {
             devices,
             ids,
             unrestored: Vec::new(),
-            clocks_idle_ns: None,
+            idle: Idle::default(),
         }
     }
 
     /// The maps, to read.
     pub fn maps(&self) -> &Pinned {
         &self.maps
+    }
+
+    /// Does a part of what the next faults would wait for. Whether there was anything to do.
+    pub fn load_ahead(&mut self) -> bool {
+        self.devices.load_ahead()
     }
 
     /// Whether what the journal tells of is what the kernel holds; then its ids are taken.

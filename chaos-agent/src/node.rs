@@ -5,6 +5,7 @@
 //! the acts are `executor.rs`'s; here is when, in which order, and what is remembered.
 
 mod entry;
+mod leave;
 mod look;
 mod open;
 
@@ -15,16 +16,16 @@ use std::time::Duration;
 use chaos_planner::capabilities::Capabilities;
 use chaos_planner::fault::{Fault, FaultId, Lifetime};
 use chaos_planner::observed::{Observed, Phase};
-use chaos_planner::plan::{HAND_OVER, Held, RENEW_EVERY, Step, Until, Wanted, diff, lease, nanos};
+use chaos_planner::plan::{Held, RENEW_EVERY, Step, Until, Wanted, diff, lease, nanos};
 use nix::fcntl::Flock;
 
+pub use self::leave::PurgeError;
 pub use self::open::OpenError;
 
 use self::entry::{Entry, Outcome, State};
 use crate::executor::{Armed, Executor, Prepared, Trace};
 use crate::journal::{self, Journal};
 use crate::kernel::clock;
-use crate::mechanism::MechanismError;
 
 /// How often armed targets are looked up again, and a halted node looks whether it still is.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -65,26 +66,6 @@ impl Default for Options {
             delay_budget: DELAY_BUDGET,
         }
     }
-}
-
-/// Failed to remove everything.
-#[derive(Debug, thiserror::Error)]
-pub enum PurgeError {
-    /// A map could not be written.
-    #[error("failed to write a BPF map: {0}")]
-    Map(#[from] aya::maps::MapError),
-    /// A program could not be detached.
-    #[error(transparent)]
-    Mechanism(#[from] MechanismError),
-    /// A pin or file could not be removed.
-    #[error("failed to remove {}: {source}", .path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 /// Everything that changes the kernel of this node, behind one owner.
@@ -191,13 +172,19 @@ impl Node {
         }
         let drained = self.executor.drain();
         let armed = self.entries.values().filter_map(Entry::armed);
-        let rest_ns = self.executor.rest_clocks(armed, now);
+        let rest_ns = self.executor.rest(armed, now);
         self.verify_recovered(now);
         if changes || drained.detached {
             self.write_journal();
         }
         let look_ns = drained.look_ns.into_iter().chain(rest_ns).min();
         self.next(clock::now_ns(), look_ns, halted)
+    }
+
+    /// While nobody waits: does a part of what the next faults would wait for. Whether there was anything
+    /// to do.
+    pub fn load_ahead(&mut self) -> bool {
+        self.executor.load_ahead()
     }
 
     /// What the kernel holds of the faults of an owner, or of all; counters included.
@@ -210,56 +197,6 @@ impl Node {
             .filter(|entry| owner.is_none_or(|owner| entry.owner == *owner))
             .map(|entry| entry.observe(executor, now, halted))
             .collect()
-    }
-
-    /// Before this process ends and a successor comes: every lease once to 120 s, everything stays.
-    pub fn hand_over(&mut self) {
-        let now = clock::now_ns();
-        for entry in self.entries.values_mut() {
-            let until = entry.until;
-            if let State::Armed(armed) = &mut entry.state
-                && entry.wanted
-                && !matches!(until, Until::Deadline(_))
-            {
-                let deadline = until.kernel_deadline(now, HAND_OVER.max(lease(&entry.fault)));
-                if let Err(error) = self.executor.renew(armed, deadline) {
-                    tracing::warn!(fault = %armed.fault.id, %error, "failed to extend a lease");
-                }
-            }
-        }
-        self.write_journal();
-    }
-
-    /// Everything off, detached and unpinned.
-    ///
-    /// # Errors
-    /// [`PurgeError`]; what could be removed is.
-    pub fn purge(mut self) -> Result<(), PurgeError> {
-        for entry in std::mem::take(&mut self.entries).into_values() {
-            if let State::Armed(armed) = entry.state {
-                self.executor.disarm(&armed)?;
-            }
-        }
-        self.executor.restore_clocks_again();
-        let changed = self.executor.changed_programs();
-        if !changed.is_empty() {
-            tracing::error!(
-                pids = ?changed,
-                "the vDSO of these programs could not be put back: their clocks are right, but slower to read; restart them"
-            );
-        }
-        self.executor.settle(&[])?;
-        self.executor.detach_all()?;
-        let removed = |path: &std::path::Path, result: std::io::Result<()>| match result {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(PurgeError::Io {
-                path: path.to_owned(),
-                source,
-            }),
-            _ => Ok(()),
-        };
-        let pins = self.options.bpffs.join("faultline");
-        removed(&pins, std::fs::remove_dir_all(&pins))?;
-        removed(&self.options.run_dir, self.journal.remove())
     }
 
     fn held(&self) -> BTreeMap<FaultId, Held> {

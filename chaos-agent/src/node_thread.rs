@@ -44,6 +44,8 @@ pub trait NodePort {
     fn orphan(&mut self, owner: Owner);
     /// Brings the kernel closer to what is desired; returns when to call again at the latest.
     fn reconcile(&mut self) -> Duration;
+    /// Does a part of what the next faults would wait for; whether there was anything to do.
+    fn load_ahead(&mut self) -> bool;
     /// Read back from the kernel; `None` is everybody's.
     fn observed(&mut self, owner: Option<&Owner>) -> Vec<Observed>;
     /// Extends the leases for the successor and leaves everything as it is.
@@ -182,16 +184,12 @@ pub fn spawn<P: NodePort>(
 }
 
 fn run<P: NodePort>(mut desk: Desk<P>, queue: &mpsc::Receiver<Command>, beat: impl Fn()) {
-    let mut wait = Duration::ZERO;
+    let mut due = Instant::now();
     loop {
-        let mut next = match queue.recv_timeout(wait) {
-            Ok(command) => Some(command),
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                // Every handle is gone without a word: leave things as for a restart.
-                desk.hand_over();
-                return;
-            }
+        let Ok(mut next) = next(&mut desk, queue, due) else {
+            // Every handle is gone without a word: leave things as for a restart.
+            desk.hand_over();
+            return;
         };
         // A burst of sets is one change.
         while let Some(command) = next {
@@ -211,8 +209,30 @@ fn run<P: NodePort>(mut desk: Desk<P>, queue: &mpsc::Receiver<Command>, beat: im
             }
             next = queue.try_recv().ok();
         }
-        wait = desk.work();
+        due = Instant::now() + desk.work();
         beat();
+    }
+}
+
+/// The next command; nothing when another round is `due`. While nobody asks for anything, work is done
+/// ahead, little by little.
+fn next<P: NodePort>(
+    desk: &mut Desk<P>,
+    queue: &mpsc::Receiver<Command>,
+    due: Instant,
+) -> Result<Option<Command>, mpsc::RecvError> {
+    loop {
+        match queue.try_recv() {
+            Ok(command) => return Ok(Some(command)),
+            Err(mpsc::TryRecvError::Disconnected) => return Err(mpsc::RecvError),
+            Err(mpsc::TryRecvError::Empty) if Instant::now() < due && desk.work_ahead() => {}
+            Err(mpsc::TryRecvError::Empty) => break,
+        }
+    }
+    match queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
+        Ok(command) => Ok(Some(command)),
+        Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(mpsc::RecvError),
     }
 }
 

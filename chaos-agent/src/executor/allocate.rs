@@ -68,15 +68,18 @@ fn newest_generation(maps: &Pinned) -> Result<u32, MapError> {
 pub(super) struct Slots<I>(pub(super) I);
 
 impl<I: Iterator<Item = u16>> Slots<I> {
-    /// The lowest that is free: 0 means none, and `WAITING` has no more.
+    /// The lowest that is free.
     pub(super) fn free(self) -> Result<u16, ArmError> {
+        self.all_free().next().ok_or(ArmError::Full {
+            what: "devices",
+            limit: MAX_TARGETS as usize - 1,
+        })
+    }
+
+    /// All of them, in the order in which they are given out: 0 means none, and `WAITING` has no more.
+    pub(super) fn all_free(self) -> impl Iterator<Item = u16> {
         let used: BTreeSet<_> = self.0.collect();
-        (1..MAX_TARGETS as u16)
-            .find(|slot| !used.contains(slot))
-            .ok_or(ArmError::Full {
-                what: "devices",
-                limit: MAX_TARGETS as usize - 1,
-            })
+        (1..MAX_TARGETS as u16).filter(move |slot| !used.contains(slot))
     }
 }
 

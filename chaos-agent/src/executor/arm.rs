@@ -182,7 +182,7 @@ impl Executor {
                 }
             }
         }
-        self.attach_clocks(armed)?;
+        self.attach_to_node(armed)?;
         PeerEntries::default().enter(&entries(armed), &mut self.maps)?;
         self.tell_depths(load)?;
         for rule in armed.each_rule() {

@@ -1,12 +1,8 @@
 //! What a fault on clocks changes beside maps: the vDSO of the target's programs.
 
-use std::time::Duration;
-
 use aya::maps::MapError;
-use chaos_abi::wait;
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::TargetRef;
-use chaos_planner::plan::nanos;
 
 use super::{Armed, ArmedRule, Executor};
 use crate::kernel::maps::TargetKind;
@@ -14,44 +10,7 @@ use crate::mechanism::MechanismError;
 use crate::mechanism::clock_shift::{ClockShift, Stubs};
 use crate::target::{Finder, Resolved};
 
-/// For how long the programs stay attached with nothing to do: so long that nobody has anything to
-/// finish with them, and that faults in a row need not wait for them.
-const REST_AFTER: Duration = Duration::from_secs(30);
-
-const _: () = assert!(REST_AFTER.as_nanos() as u64 >= 2 * wait::UNFINISHED_NS);
-
 impl Executor {
-    /// Attaches the programs, if the fault is the first on a clock.
-    pub(super) fn attach_clocks(&mut self, armed: &Armed) -> Result<(), MechanismError> {
-        match &mut self.clock_shift {
-            Some(clock_shift) if clock_key(armed).is_some() => clock_shift.attach(),
-            _ => Ok(()),
-        }
-    }
-
-    /// Detaches them when there has been no fault on a clock for some time; `all` is everything that
-    /// is armed now, at CLOCK_MONOTONIC nanoseconds `now`. When to ask again, if there is a reason.
-    pub fn rest_clocks<'a>(
-        &mut self,
-        mut all: impl Iterator<Item = &'a Armed>,
-        now: u64,
-    ) -> Option<u64> {
-        let clock_shift = self.clock_shift.as_mut()?;
-        if !clock_shift.is_attached() || all.any(|armed| clock_key(armed).is_some()) {
-            self.clocks_idle_ns = None;
-            return None;
-        }
-        let rest_at = *self.clocks_idle_ns.get_or_insert(now) + nanos(REST_AFTER);
-        if now < rest_at {
-            return Some(rest_at);
-        }
-        self.clocks_idle_ns = None;
-        if let Err(error) = clock_shift.rest() {
-            tracing::warn!(%error, "failed to detach the programs for clocks; they stay, and do nothing");
-        }
-        None
-    }
-
     /// Takes the clocks out of the vDSO of every program of the target.
     pub(super) fn change_clocks(&mut self, armed: &Armed) -> Result<(), MechanismError> {
         let finder = &self.finder;

@@ -26,6 +26,10 @@ use crate::mechanism::{MechanismError, io_error};
 /// row, because one that has just left the queue is still on its way out.
 const DRAIN_EVERY: Duration = Duration::from_millis(40);
 
+/// For how many new devices everything is loaded ahead: as many as a fault on a full node is likely to
+/// want at once.
+const AHEAD: usize = 32;
+
 /// How far a device is.
 #[derive(Clone, Copy)]
 enum Use {
@@ -72,6 +76,8 @@ pub(super) struct Devices {
     /// Those of each way that works here.
     programs: Vec<TcEgress>,
     tcx: Tcx,
+    /// Not after that has failed once: whoever needs something tries again, and is told why not.
+    loads_ahead: bool,
     proc_root: PathBuf,
     /// The most that may wait in one detour, in [`chaos_abi::network::waiting_units`].
     budget: u32,
@@ -95,6 +101,7 @@ impl Devices {
             .collect();
         Self {
             all,
+            loads_ahead: programs.iter().any(TcEgress::is_by_tcx),
             programs,
             tcx,
             proc_root,
@@ -179,6 +186,23 @@ impl Devices {
     ) -> Result<(), MechanismError> {
         let attached = of_slot(&self.all, slot).ok_or_else(gone)?;
         self.tcx.attach(netlink, &attached.device)
+    }
+
+    /// Loads a part of what the next devices will need. Whether there was anything to load.
+    pub(super) fn load_ahead(&mut self) -> bool {
+        if !self.loads_ahead {
+            return false;
+        }
+        let rests = |a: &&Attached| matches!(a.used, Use::Resting);
+        let known: Vec<_> = self.all.iter().filter(rests).collect();
+        let known = known.into_iter().map(|a| a.device.slot);
+        let free = Slots(self.all.iter().map(|a| a.device.slot)).all_free();
+        let loaded = self.tcx.load_ahead(known.chain(free.take(AHEAD)));
+        loaded.unwrap_or_else(|error| {
+            tracing::warn!(%error, "failed to load a program ahead; faults will wait for theirs");
+            self.loads_ahead = false;
+            false
+        })
     }
 
     /// Writes where a device and its detour are into its target.

@@ -1,5 +1,5 @@
-//! Partition at the socket: two `cgroup_skb` programs on the root cgroup, attached once. A fault
-//! is then map writes only. The links are pinned, so that what is armed outlives this process
+//! Partition at the socket: two `cgroup_skb` programs on the root cgroup, attached once for all faults. A
+//! fault is then map writes only. The links are pinned, so that what is armed outlives this process
 //! until its deadline; a successor puts its bodies behind the same links.
 
 use std::fs::{self, File};
@@ -26,15 +26,21 @@ const PROGRAMS: [(&str, CgroupSkbAttachType); 2] = [
 /// The loaded programs.
 pub struct CgroupDrop {
     ebpf: Ebpf,
+    cgroup_root: PathBuf,
     links: PathBuf,
+    attached: bool,
 }
 
 impl CgroupDrop {
-    /// Loads the programs; nothing is attached yet.
+    /// Loads the programs; nothing is attached yet to the root cgroup, which is mounted at `cgroup_root`.
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
-    pub fn load(loader: &mut Loader, pins: &Path) -> Result<Self, MechanismError> {
+    pub fn load(
+        loader: &mut Loader,
+        pins: &Path,
+        cgroup_root: &Path,
+    ) -> Result<Self, MechanismError> {
         let mut ebpf = loader.load(Mechanism::CgroupDrop)?;
         for (_, program) in ebpf.programs_mut() {
             let skb: &mut CgroupSkb = program
@@ -44,7 +50,9 @@ impl CgroupDrop {
         }
         Ok(Self {
             ebpf,
+            cgroup_root: cgroup_root.to_owned(),
             links: links::directory(pins),
+            attached: false,
         })
     }
 
@@ -69,7 +77,11 @@ impl CgroupDrop {
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
-    pub fn attach(&mut self, cgroup_root: &Path) -> Result<(), MechanismError> {
+    pub fn attach(&mut self) -> Result<(), MechanismError> {
+        if self.attached {
+            return Ok(());
+        }
+        let cgroup_root = &self.cgroup_root;
         // Only the root of all has no type. Below it our depths are not the kernel's, and a program
         // that is attached there sees only what is below.
         if cgroup_root.join("cgroup.type").exists() {
@@ -101,14 +113,21 @@ impl CgroupDrop {
             })?;
             pin(link, &path)?;
         }
+        self.attached = true;
         Ok(())
     }
 
-    /// Removes the programs.
+    /// Whether they are attached.
+    pub const fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Removes the dispatchers from the root cgroup.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
+        self.attached = false;
         for (name, _) in PROGRAMS {
             unpin(&self.links.join(name))?;
         }

@@ -127,6 +127,11 @@ impl TcEgress {
         })
     }
 
+    /// Whether it is attached by tcx where nothing else is, as [`Self::probe`] has found.
+    pub const fn is_by_tcx(&self) -> bool {
+        self.by_tcx
+    }
+
     /// What it has loaded.
     pub fn programs(&mut self) -> &mut Ebpf {
         &mut self.ebpf

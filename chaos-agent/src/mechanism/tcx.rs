@@ -4,6 +4,7 @@
 //!
 //! A link is not in the journal: it is found again by its pin, which outlives the device.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,45 @@ use crate::kernel::objects::Loader;
 pub struct Tcx {
     pins: PathBuf,
     loader: Loader,
+    loaded: BTreeMap<u16, Dispatchers>,
 }
+
+/// Those of one slot, which can be attached again and again.
+struct Dispatchers {
+    egress: SchedClassifier,
+    ingress: SchedClassifier,
+}
+
+impl Dispatchers {
+    fn load(loader: &mut Loader, slot: u16) -> Result<Self, MechanismError> {
+        let mut ebpf = loader.load_for_slot(slot)?;
+        let mut of = |way: Way| {
+            let [on_device, ..] = way.programs();
+            let dispatcher: &mut SchedClassifier = find_mut(&mut ebpf, on_device)?;
+            dispatcher
+                .load()
+                // On its own: the rest of the object is a dozen descriptors.
+                .and_then(|()| {
+                    SchedClassifier::from_program_info(dispatcher.info()?, on_device.into())
+                })
+                .map_err(program("load a dispatcher for tcx"))
+        };
+        Ok(Self {
+            egress: of(Way::Egress)?,
+            ingress: of(Way::Ingress)?,
+        })
+    }
+
+    const fn of(&mut self, way: Way) -> &mut SchedClassifier {
+        match way {
+            Way::Egress => &mut self.egress,
+            Way::Ingress => &mut self.ingress,
+        }
+    }
+}
+
+/// How many slots have their dispatchers loaded, at most: of more, each new one has to wait for its own.
+const MOST: usize = 64;
 
 impl Tcx {
     /// Those that are, or will be, pinned below `pins`.
@@ -33,7 +72,28 @@ impl Tcx {
         Self {
             pins: pins.to_owned(),
             loader,
+            loaded: BTreeMap::new(),
         }
+    }
+
+    /// Loads the dispatchers of one of these slots while nobody waits for them, if there is one without.
+    /// Whether there was.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn load_ahead(
+        &mut self,
+        mut slots: impl Iterator<Item = u16>,
+    ) -> Result<bool, MechanismError> {
+        let Some(slot) = slots.find(|slot| !self.loaded.contains_key(slot)) else {
+            return Ok(false);
+        };
+        if self.loaded.len() >= MOST {
+            return Ok(false);
+        }
+        let loaded = Dispatchers::load(&mut self.loader, slot)?;
+        self.loaded.insert(slot, loaded);
+        Ok(true)
     }
 
     /// Puts a dispatcher of its own on a device, before what others have there; safe to repeat.
@@ -50,15 +110,18 @@ impl Tcx {
         let links = links::directory(&self.pins);
         fs::create_dir_all(&links).map_err(io_error(format!("create {}", links.display())))?;
         let path = self.path(device.way, device.slot);
-        let mut ebpf = self.loader.load_for_slot(device.slot)?;
+        let slot = device.slot;
+        let mut dispatchers = match self.loaded.remove(&slot) {
+            Some(loaded) => loaded,
+            None => Dispatchers::load(&mut self.loader, slot)?,
+        };
         let (index, way) = (device.ifindex, device.way);
-        let [on_device, ..] = way.programs();
-        let dispatcher: &mut SchedClassifier = find_mut(&mut ebpf, on_device)?;
-        dispatcher
-            .load()
-            .map_err(program("load a dispatcher for tcx"))?;
-        let link = netlink.within(|| put(&mut ebpf, index, way))?;
-        pin(link, &path)
+        let dispatcher = dispatchers.of(way);
+        let link = netlink.within(|| put(dispatcher, index, way));
+        if self.loaded.len() < MOST {
+            self.loaded.insert(slot, dispatchers);
+        }
+        pin(link?, &path)
     }
 
     /// Whether there is a dispatcher of ours on this device. `netlink` is of its namespace.
@@ -115,13 +178,12 @@ impl Tcx {
 /// # Errors
 /// What the kernel answers, in words for `doctor`.
 pub(super) fn try_on(ebpf: &mut Ebpf, index: u32, way: Way) -> Result<(), MechanismError> {
-    put(ebpf, index, way).map(drop)
+    let [on_device, ..] = way.programs();
+    put(find_mut(ebpf, on_device)?, index, way).map(drop)
 }
 
 /// For as long as the link lives, on a device of this thread's namespace.
-fn put(ebpf: &mut Ebpf, index: u32, way: Way) -> Result<FdLink, MechanismError> {
-    let [on_device, ..] = way.programs();
-    let dispatcher: &mut SchedClassifier = find_mut(ebpf, on_device)?;
+fn put(dispatcher: &mut SchedClassifier, index: u32, way: Way) -> Result<FdLink, MechanismError> {
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = dispatcher
         .attach_with_options(&name(index)?, hook(way), first)

@@ -85,7 +85,7 @@ impl Node {
 
         let budget = u32::try_from(options.delay_budget / 1024).unwrap_or(u32::MAX);
         let mut loader = Loader::new(&pins);
-        let cgroup_drop = CgroupDrop::load(&mut loader, &pins);
+        let cgroup_drop = CgroupDrop::load(&mut loader, &pins, &options.cgroup_root);
         // No packet counts less than one unit of the budget.
         let mut load = |way| TcEgress::load(&mut loader, way, budget.max(1));
         let tc = [Way::Egress, Way::Ingress].map(|way| (way.mechanism(), load(way)));
@@ -103,7 +103,7 @@ impl Node {
         let generation = Generation::next(&maps, &pins)?;
         let cgroup_drop = cgroup_drop.and_then(|mut mechanism| {
             mechanism.fire_canary()?;
-            mechanism.attach(&options.cgroup_root)?;
+            mechanism.attach()?;
             generation.enter(mechanism.programs())?;
             Ok(mechanism)
         });

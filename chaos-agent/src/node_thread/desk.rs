@@ -207,6 +207,11 @@ impl<P: NodePort> Desk<P> {
         again.min(look)
     }
 
+    /// A part of what can be done while nobody waits; whether there was anything to do.
+    pub(super) fn work_ahead(&mut self) -> bool {
+        self.port.load_ahead()
+    }
+
     pub(super) fn hand_over(&mut self) {
         self.port.hand_over();
     }

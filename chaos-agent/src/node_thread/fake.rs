@@ -23,6 +23,9 @@ pub(crate) struct World {
     pub(crate) halted: bool,
     pub(crate) handed_over: bool,
     pub(crate) orphans: Vec<Owner>,
+    /// What is still to be loaded, and how often it was: with an endless supply the thread is never idle.
+    pub(crate) unloaded: u64,
+    pub(crate) loaded: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -115,6 +118,14 @@ impl NodePort for FakeNode {
             }
         }
         world.orphans.push(owner);
+    }
+
+    fn load_ahead(&mut self) -> bool {
+        let mut world = self.world.lock().unwrap();
+        let left = world.unloaded.checked_sub(1);
+        world.loaded += u64::from(left.is_some());
+        world.unloaded = left.unwrap_or(0);
+        left.is_some()
     }
 
     fn reconcile(&mut self) -> Duration {

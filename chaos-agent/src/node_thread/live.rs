@@ -73,6 +73,10 @@ impl NodePort for LiveNode {
         self.node.reconcile()
     }
 
+    fn load_ahead(&mut self) -> bool {
+        self.node.load_ahead()
+    }
+
     fn observed(&mut self, owner: Option<&Owner>) -> Vec<Observed> {
         self.node.observed(owner)
     }

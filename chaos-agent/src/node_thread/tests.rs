@@ -132,6 +132,26 @@ async fn the_same_generation_again_is_carried_out_with_the_time_that_is_left_by_
 }
 
 #[tokio::test]
+async fn work_that_is_done_ahead_keeps_nobody_waiting() {
+    let (node, world) = start();
+    // More than can ever be done.
+    world.lock().unwrap().unloaded = u64::MAX;
+    let mut operator = Client::new(&node, "operator");
+    operator.desire(1, vec![]);
+    operator.until(|set| set.generation == 1).await;
+    let start = Instant::now();
+    while world.lock().unwrap().loaded == 0 {
+        assert!(start.elapsed() < Duration::from_secs(5), "nothing is done");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    operator.desire(2, vec![partition("a", "one", FOREVER)]);
+    operator
+        .until(|set| set.generation == 2 && phases(set) == [WirePhase::Injected])
+        .await;
+    assert!(node.report().await.is_ok());
+}
+
+#[tokio::test]
 async fn an_empty_first_set_is_answered_at_once() {
     let (node, _) = start();
     let mut operator = Client::new(&node, "operator");

@@ -6,6 +6,7 @@ mod cycles;
 mod deadline;
 mod figures;
 mod host;
+mod idle;
 mod ingress;
 mod kernel;
 mod lost;

@@ -21,8 +21,8 @@ use chaos_planner::fault::{Fault, Mode};
 use self::reader::{Reading, off_by, read, reader};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
-use crate::machine::{BPFFS, release};
-use crate::node::{Host, clock_fault, lasting, moved, nothing_is_pinned, on_clocks};
+use crate::machine::BPFFS;
+use crate::node::{Host, clock_fault, lasting, moved, nothing_is_pinned};
 use crate::process::Place;
 use crate::vm_test;
 
@@ -109,33 +109,6 @@ fn several_faults_on_one_clock_add_up() -> Result<()> {
     let one = read(inside(), 5)?;
     off_by(&one, REALTIME, -600)?;
     off_by(&one, MONOTONIC, -600)
-}
-
-vm_test!(
-    programs_stand_at_the_clocks_only_while_a_fault_needs_them,
-    limit = 120
-);
-fn programs_stand_at_the_clocks_only_while_a_fault_needs_them() -> Result<()> {
-    let target = Cgroup::new()?;
-    let inside = || Place::host().in_cgroup(&target);
-    // How many functions of the kernel have our programs.
-    let places = || on_clocks().len();
-    let mut host = Host::open()?;
-    // One is for those who sleep already when a fault begins.
-    ensure!(places() == 1, "{} without a fault", places());
-    host.arm(ahead(&target))?;
-    let all = places();
-    ensure!(all > 1, "{all} with a fault");
-    host.recover("c")?;
-    // The next fault may follow, and who waits has something to finish.
-    ensure!(places() == all, "{} right after", places());
-    if !release()?.starts_with("6.12.") {
-        return Ok(());
-    }
-    host.run_for(Duration::from_secs(35));
-    ensure!(places() == 1, "{} long after", places());
-    host.arm(ahead(&target))?;
-    off_by(&read(inside(), 5)?, REALTIME, HOUR)
 }
 
 vm_test!(observing_counts_clock_reads_and_shifts_none, limit = 60);

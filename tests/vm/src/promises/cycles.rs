@@ -149,6 +149,8 @@ fn a_thousand_faults_leave_the_node_as_it_was() -> Result<()> {
     let from = Place::host().in_namespace(&pair.a).in_cgroup(&target);
     let prober = Prober::start(from, &Probing::of(Pair::B4).per_second(50))?;
     let mut host = Host::open()?;
+    // As a running agent does while nobody waits.
+    while host.node().load_ahead() {}
     let untouched = Snapshot::take(&[&pair.a, &pair.b])?;
     let effects = effects()?;
     let mut cycle = |n: usize| -> Result<u64> {
