@@ -16,9 +16,12 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 /// Bytes of the header that is written here.
 const HEADER: u32 = 24;
+/// How deep structures without a name are in each other, at most.
+const NESTED: u32 = 8;
 
 // Kinds of types, include/uapi/linux/btf.h.
 const STRUCT: u32 = 4;
+const UNION: u32 = 5;
 const FWD: u32 = 7;
 const TYPEDEF: u32 = 8;
 const FUNC: u32 = 12;
@@ -123,14 +126,15 @@ impl Layout {
         [info >> 24 & 0x1f, info & 0xffff, info >> 31]
     }
 
-    /// Offsets in bytes of fields that are directly in their structures; `None` where there is no such.
-    /// In one pass: a kernel has a hundred thousand types.
+    /// Offsets in bytes of fields that are in their structures, directly or in parts of them that have no
+    /// name; `None` where there is no such. In one pass: a kernel has a hundred thousand types.
     pub fn offsets(&self, fields: &[Field]) -> Vec<Option<u32>> {
+        let types: Vec<_> = self.walk().collect();
         let mut found = vec![None; fields.len()];
         // The first structure of a name is the one that is meant.
         let mut seen = vec![false; fields.len()];
-        for at in self.walk() {
-            let [kind, count, has_bit_fields] = self.info(at);
+        for &at in &types {
+            let [kind, ..] = self.info(at);
             if kind != STRUCT {
                 continue;
             }
@@ -139,7 +143,7 @@ impl Layout {
             for ((found, seen), (structure, field)) in places {
                 if !*seen && name == Some(structure.as_bytes()) {
                     *seen = true;
-                    *found = self.member(at + 12, count as usize, has_bit_fields != 0, field);
+                    *found = self.member(&types, at, field, NESTED);
                 }
             }
             if !seen.contains(&false) {
@@ -149,13 +153,30 @@ impl Layout {
         found
     }
 
-    fn member(&self, first: usize, count: usize, bit_fields: bool, field: &str) -> Option<u32> {
-        for at in (first..).step_by(12).take(count) {
-            if self.name(at)? == field.as_bytes() {
-                let bits = word(&self.bytes, at + 8)?;
-                // The upper byte is the size of a bit field then.
-                let bits = if bit_fields { bits & 0xff_ffff } else { bits };
+    /// Offset of a field of the structure or union there. `types` is where each type begins, from number 1.
+    fn member(&self, types: &[usize], at: usize, field: &str, nested: u32) -> Option<u32> {
+        let [_, count, has_bit_fields] = self.info(at);
+        for member in (at + 12..).step_by(12).take(count as usize) {
+            let bits = word(&self.bytes, member + 8)?;
+            // The upper byte is the size of a bit field then.
+            let bits = if has_bit_fields != 0 {
+                bits & 0xff_ffff
+            } else {
+                bits
+            };
+            let name = self.name(member)?;
+            if name == field.as_bytes() {
                 return Some(bits / 8);
+            }
+            if name.is_empty() && nested > 0 {
+                let number = word(&self.bytes, member + 4)? as usize;
+                let part = *types.get(number.checked_sub(1)?)?;
+                let [kind, ..] = self.info(part);
+                if (kind == STRUCT || kind == UNION)
+                    && let Some(inside) = self.member(types, part, field, nested - 1)
+                {
+                    return bits.checked_div(8)?.checked_add(inside);
+                }
             }
         }
         None
@@ -198,9 +219,9 @@ mod tests {
     use super::*;
 
     /// An int, then `struct a { int x; int y; }`, then `struct b { int y; }` with bit fields, then functions
-    /// `x` and `y` and a typedef `b`.
+    /// `x` and `y` and a typedef `b`, then `struct z { int x; union { struct { int y; }; }; }`.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0a\0x\0y\0b\0";
+        let strings = b"\0int\0a\0x\0y\0b\0z\0";
         let types: &[u32] = &[
             1,
             1 << 24,
@@ -230,6 +251,27 @@ mod tests {
             11,
             TYPEDEF << 24,
             1, // b
+            0,
+            STRUCT << 24 | 1,
+            4,
+            9,
+            1,
+            0, // the inner part of z
+            0,
+            UNION << 24 | 1,
+            4,
+            0,
+            7,
+            0, // the outer one
+            13,
+            STRUCT << 24 | 2,
+            8,
+            7,
+            1,
+            0,
+            0,
+            8,
+            32, // z
         ];
         let mut bytes = Vec::new();
         bytes.extend(MAGIC.to_ne_bytes());
@@ -252,6 +294,9 @@ mod tests {
             (("b", "y"), Some(2)),
             (("b", "x"), None),
             (("c", "x"), None),
+            (("z", "y"), Some(4)),
+            (("z", "x"), Some(0)),
+            (("z", "z"), None),
         ] {
             assert_eq!(layout.offsets(&[field]), [expected], "{field:?}");
         }
