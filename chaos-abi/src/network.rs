@@ -62,6 +62,9 @@ pub struct Target {
 pub mod target_flag {
     /// The detour computes checksums, for rules that corrupt; so it cuts segments as well.
     pub const SEGMENTS: u32 = 1 << 0;
+    /// What comes in by the device is for others, too: a rule is limited to a cgroup
+    /// ([`super::Rule::cgroup_id`]), so the receiving socket has to be looked for.
+    pub const SHARED: u32 = 1 << 1;
 }
 
 /// Bits of [`Rule::flags`].
@@ -125,7 +128,7 @@ pub struct Rule {
     pub jitter_correlation: u64,
     /// `rate`, `bandwidth`, and the peak rate of `bandwidth`: a packet passes all three.
     pub buckets: [Bucket; BUCKETS],
-    /// Only packets of sockets in this cgroup; 0 is all. For a device that others use too.
+    /// Only packets of sockets in this cgroup, and for them; 0 is all. For a device that others use too.
     pub cgroup_id: u64,
     /// Depth of [`Self::cgroup_id`] below the root of the hierarchy (the root is 0).
     pub cgroup_depth: u32,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapError;
 use chaos_abi::control;
 use chaos_abi::counters::Counters;
-use chaos_abi::network::{RuleRef, Target};
+use chaos_abi::network::{RuleRef, Target, target_flag};
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 use chaos_planner::observed::Counts;
@@ -405,12 +405,19 @@ impl Executor {
     }
 
     /// A device's entry stays, without rules, for packets that are still in its detour.
-    fn put_target(&mut self, kind: TargetKind, key: u64, target: Target) -> Result<(), MapError> {
-        if kind != TargetKind::Device && target.rules[0].generation == 0 {
-            self.maps.remove_target(kind, key)
-        } else {
-            self.maps.set_target(kind, key, target)
+    fn put_target(
+        &mut self,
+        kind: TargetKind,
+        key: u64,
+        mut target: Target,
+    ) -> Result<(), MapError> {
+        if target.rules[0].generation == 0 {
+            if kind != TargetKind::Device {
+                return self.maps.remove_target(kind, key);
+            }
+            target.flags &= !target_flag::SHARED;
         }
+        self.maps.set_target(kind, key, target)
     }
 }
 

@@ -25,13 +25,14 @@ use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
 use chaos_abi::RULES_PER_TARGET;
-use chaos_abi::network::{MAX_TARGETS, RuleRef, Target, target_flag, waiting_units};
+use chaos_abi::network::{MAX_TARGETS, Rule, RuleRef, Target, target_flag, waiting_units};
 use chaos_abi::verdict::{Verdict, bit_at};
 
 use crate::effects::{self, Said};
 use crate::hook::{NEXT, take_away};
-use crate::network::{Direction, applicable};
+use crate::network::{Direction, ancestor, applicable};
 use crate::peers::{ETH_P_IP, ETH_P_IPV6, ethertype, load};
+use crate::receiver::{NO_ADDRESS, ancestor_id, receiver};
 use crate::{
     Draw, Outcome, compare_exchange, count, count_failed, count_over_budget, done, fetch_add,
     now_ns,
@@ -165,6 +166,9 @@ fn decide(ctx: &TcContext, target: &Target, direction: Direction) -> Option<Deci
     }
     if direction == Direction::Ingress {
         how |= RECEIVED;
+        if target.flags & target_flag::SHARED != 0 {
+            how |= receiver(ctx.skb.skb) & !NO_ADDRESS;
+        }
     }
     for reference in &target.rules {
         if reference.generation == 0 {
@@ -185,12 +189,13 @@ fn decide(ctx: &TcContext, target: &Target, direction: Direction) -> Option<Deci
 
 /// Bits of [`weigh`]'s `how`: the device has a detour; without one only loss can be done.
 const CAN_DETOUR: u64 = 1 << 0;
-/// The packet comes in.
+/// The packet comes in. What is above [`NO_ADDRESS`] says whom it is for.
 const RECEIVED: u64 = 1 << 1;
+const _: () = assert!((CAN_DETOUR | RECEIVED) & !NO_ADDRESS == 0);
 
 /// What a rule says of a packet beside what earlier rules `said`, and counts it. For the verifier: a
 /// global function is verified once, on its own, and not once for every path through the loop over
-/// rules. `how` is two arguments in one, of which there can be five.
+/// rules. `how` is three arguments in one, of which there can be five.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weigh(skb: *mut __sk_buff, reference: u64, how: u64, now: u64, said: u64) -> u64 {
@@ -201,14 +206,22 @@ extern "C" fn weigh(skb: *mut __sk_buff, reference: u64, how: u64, now: u64, sai
     } else {
         Direction::Ingress
     };
-    let Some(rule) = applicable(&skb, reference, direction, now) else {
+    let is_its = |rule: &Rule| {
+        let id = match direction {
+            _ if rule.cgroup_id == 0 => return true,
+            Direction::Egress => ancestor(&skb, rule.cgroup_depth),
+            Direction::Ingress => ancestor_id(how & !NO_ADDRESS, rule.cgroup_depth),
+        };
+        id == rule.cgroup_id
+    };
+    let Some(rule) = applicable(&skb, reference, direction, now, is_its) else {
         return said;
     };
     if rule.cgroup_id != 0 {
-        if was_elsewhere(skb.skb) {
+        if was_elsewhere(&skb, direction) {
             return said;
         }
-        looked_at(skb.skb);
+        looked_at(&skb, direction);
     }
     let id = reference.id;
     let draw = Draw::next(id, rule);
@@ -236,23 +249,30 @@ extern "C" fn weigh(skb: *mut __sk_buff, reference: u64, how: u64, now: u64, sai
 
 /// The upper half of the last word of `cb` of a packet that rules of a cgroup have looked at; the
 /// lower one is the device. A packet can pass two devices that carry routes: one of a VLAN or tunnel
-/// and the one below, and has its socket on both.
-const CB_LOOKED_AT: u32 = 0x4661;
+/// and the one below, and has its socket on both. Another word for each direction: `cb` goes along from
+/// one end of a veth pair to the other, where the rules of another namespace begin.
+const fn cb_looked_at(direction: Direction) -> u32 {
+    match direction {
+        Direction::Egress => 0x4661,
+        Direction::Ingress => 0x4662,
+    }
+}
 
+/// Tells devices that the packet passes later that rules of a cgroup have had it on this one.
 #[inline(always)]
-fn looked_at(skb: *mut __sk_buff) {
+pub fn looked_at(skb: &SkBuff, direction: Direction) {
     // SAFETY: `skb` is the context that the kernel gave to this program, and cb is its scratch.
-    let skb = unsafe { &mut *skb };
-    skb.cb[4] = CB_LOOKED_AT << 16 | skb.ifindex & 0xffff;
+    let skb = unsafe { &mut *skb.skb };
+    skb.cb[4] = cb_looked_at(direction) << 16 | skb.ifindex & 0xffff;
 }
 
 /// Whether the rules of another device have had this packet.
 #[inline(always)]
-fn was_elsewhere(skb: *mut __sk_buff) -> bool {
+fn was_elsewhere(skb: &SkBuff, direction: Direction) -> bool {
     // SAFETY: as in `looked_at`.
-    let skb = unsafe { &*skb };
+    let skb = unsafe { &*skb.skb };
     let (word, device) = (skb.cb[4], skb.ifindex);
-    word >> 16 == CB_LOOKED_AT && word & 0xffff != device & 0xffff
+    word >> 16 == cb_looked_at(direction) && word & 0xffff != device & 0xffff
 }
 
 /// Sends the copies, and the packet itself unless that can go on as it is.
@@ -302,9 +322,13 @@ fn carry_out(ctx: &mut TcContext, slot: u32, target: &Target, decision: &Decisio
     if !stays {
         return take_away();
     }
-    if before >> 16 == CB_LOOKED_AT {
+    if [Direction::Egress, Direction::Ingress]
+        .map(cb_looked_at)
+        .contains(&(before >> 16))
+    {
         // The copies have taken its place.
-        looked_at(skb);
+        // SAFETY: as in `looked_at`.
+        unsafe { (*skb).cb[4] = before };
     }
     NEXT
 }

@@ -16,6 +16,7 @@ pub mod generation;
 pub mod hook;
 pub mod network;
 pub mod peers;
+pub mod receiver;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;

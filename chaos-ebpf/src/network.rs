@@ -39,13 +39,15 @@ impl Direction {
 }
 
 /// The rule that a reference means, if it applies to a packet at CLOCK_MONOTONIC nanoseconds `now`:
-/// not if the slot is another rule's by now, nor past its deadline.
+/// not if the slot is another rule's by now, nor past its deadline, nor if it is not the packet's
+/// (`is_its`).
 #[inline(always)]
 pub fn applicable<'a>(
     skb: &SkBuff,
     reference: RuleRef,
     direction: Direction,
     now: u64,
+    is_its: impl FnOnce(&Rule) -> bool,
 ) -> Option<&'a Rule> {
     let RuleRef { id, generation } = reference;
     let rule = RULES.get(id)?;
@@ -58,7 +60,7 @@ pub fn applicable<'a>(
     if rule.ifindex != 0 && rule.ifindex != unsafe { (*skb.skb).ifindex } {
         return None;
     }
-    if rule.cgroup_id != 0 && ancestor(skb, rule.cgroup_depth) != rule.cgroup_id {
+    if !is_its(rule) {
         return None;
     }
     let addr = peer(skb, direction)?;

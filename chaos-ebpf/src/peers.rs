@@ -91,15 +91,15 @@ extern "C" fn ports_of(skb: *mut __sk_buff) -> u32 {
     }
 }
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
 const UDPLITE: u8 = 136;
 
-/// Protocol and offset of what is behind an IPv4 header.
+/// Protocol and offset of what is behind an IPv4 header; `None` for a fragment that is not the first.
 #[inline(always)]
-fn behind_ipv4(skb: &SkBuff) -> Option<(u8, u32)> {
+pub(crate) fn behind_ipv4(skb: &SkBuff) -> Option<(u8, u32)> {
     let [version_and_length] = load(skb, 0)?;
     let [high, low] = load(skb, 6)?;
     if u16::from_be_bytes([high, low]) & 0x1fff != 0 {
@@ -113,7 +113,7 @@ fn behind_ipv4(skb: &SkBuff) -> Option<(u8, u32)> {
 /// The same for IPv6, behind at most 6 extension headers (RFC 8200 section 4.1 has no more kinds
 /// of them).
 #[inline(always)]
-fn behind_ipv6(skb: &SkBuff) -> Option<(u8, u32)> {
+pub(crate) fn behind_ipv6(skb: &SkBuff) -> Option<(u8, u32)> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;

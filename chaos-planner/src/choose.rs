@@ -1,16 +1,11 @@
 //! Fault x capabilities -> mechanisms, or why not. The ladders of the design, one row per fault.
 
 use crate::capabilities::{Capabilities, Mechanism};
-use crate::fault::{Effect, NetworkEffect, TargetRef};
+use crate::fault::{Effect, NetworkEffect};
 
 /// The longest delay, jitter included, and the longest wait in the queue of a shaper. fq's horizon,
 /// in microseconds, has 32 bits: 71 minutes.
 pub const MAX_DELAY: std::time::Duration = std::time::Duration::from_secs(3600);
-
-/// Why not what a process receives that has the network namespace of the host.
-pub const NOT_RECEIVED: &str = "direction: what arrives in the host's network namespace cannot be told \
-    apart by process, so only what the target sends can be acted on there; set it to `to`, or use action \
-    partition, which acts at sockets";
 
 /// This node or target cannot have this fault; asking again does not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,25 +38,9 @@ struct Part {
 ///
 /// # Errors
 /// [`Unsupported`]
-pub fn choose(
-    effect: &Effect,
-    target: &TargetRef,
-    capabilities: &Capabilities,
-) -> Result<Vec<Mechanism>, Unsupported> {
+pub fn choose(effect: &Effect, capabilities: &Capabilities) -> Result<Vec<Mechanism>, Unsupported> {
     let wanted = match effect {
-        Effect::Network(network) => {
-            let on_the_host = matches!(
-                target,
-                TargetRef::Pod {
-                    host_network: true,
-                    ..
-                }
-            );
-            if on_the_host && network.shapes() && network.ingress {
-                return Err(Unsupported::Effect(NOT_RECEIVED));
-            }
-            network_mechanisms(network)?
-        }
+        Effect::Network(network) => network_mechanisms(network)?,
         Effect::Clock(clock) => match clock.refusal() {
             Some(why) => return Err(Unsupported::Effect(why)),
             None => vec![Part {
@@ -175,14 +154,6 @@ mod tests {
         }
     }
 
-    fn pod(host_network: bool) -> TargetRef {
-        TargetRef::Pod {
-            uid: "u".into(),
-            container_ids: vec![],
-            host_network,
-        }
-    }
-
     fn egress() -> NetworkEffect {
         NetworkEffect {
             egress: true,
@@ -272,11 +243,8 @@ mod tests {
             ),
         ];
         for (effect, expected) in table {
-            for host_network in [false, effect.egress && !effect.ingress] {
-                let target = pod(host_network);
-                let chosen = choose(&Effect::Network(effect.clone()), &target, &node(&[]));
-                assert_eq!(chosen.as_deref(), Ok(&*expected), "{effect:?}");
-            }
+            let chosen = choose(&Effect::Network(effect.clone()), &node(&[]));
+            assert_eq!(chosen.as_deref(), Ok(&*expected), "{effect:?}");
         }
     }
 
@@ -284,21 +252,8 @@ mod tests {
     fn what_cannot_be_done_says_why() {
         let delay = Some(Delay::of(Duration::from_millis(100)));
         let table = [
-            (
-                NetworkEffect::default(),
-                pod(false),
-                "neither egress nor ingress",
-            ),
-            (egress(), pod(false), "no effect"),
-            (
-                NetworkEffect {
-                    ingress: true,
-                    delay,
-                    ..egress()
-                },
-                pod(true),
-                "by process",
-            ),
+            (NetworkEffect::default(), "neither egress nor ingress"),
+            (egress(), "no effect"),
             (
                 NetworkEffect {
                     delay: Some(Delay {
@@ -307,7 +262,6 @@ mod tests {
                     }),
                     ..egress()
                 },
-                pod(false),
                 "above 1h",
             ),
             (
@@ -315,21 +269,15 @@ mod tests {
                     bandwidth: Some(Bandwidth::default()),
                     ..egress()
                 },
-                pod(false),
                 "a rate of 0",
             ),
             (
                 NetworkEffect { delay, ..egress() },
-                pod(false),
                 "tc_egress is not available: no such",
             ),
         ];
-        for (effect, target, expected) in table {
-            let refusal = choose(
-                &Effect::Network(effect),
-                &target,
-                &node(&[Mechanism::TcEgress]),
-            );
+        for (effect, expected) in table {
+            let refusal = choose(&Effect::Network(effect), &node(&[Mechanism::TcEgress]));
             let text = refusal.expect_err("must be refused").to_string();
             assert!(text.contains(expected), "{text}");
         }
@@ -352,7 +300,7 @@ mod tests {
             drift_ppm,
             jumps: vec![jump; jumps],
         };
-        let of = |clock, lacking: &[_]| choose(&Effect::Clock(clock), &pod(true), &node(lacking));
+        let of = |clock, lacking: &[_]| choose(&Effect::Clock(clock), &node(lacking));
         for clock in [hour.clone(), with(0, -990_000, 0), with(0, 0, 8)] {
             assert_eq!(of(clock, &[]), Ok(vec![Mechanism::ClockShift]));
         }
@@ -395,7 +343,7 @@ mod tests {
             delay: Some(Delay::of(Duration::from_millis(1))),
             ..loss.clone()
         };
-        let chosen = |effect| choose(&Effect::Network(effect), &pod(false), &node);
+        let chosen = |effect| choose(&Effect::Network(effect), &node);
         assert_eq!(chosen(loss), Ok(vec![Mechanism::TcEgress]));
         let refusal = chosen(and_delay).expect_err("must be refused").to_string();
         assert!(
@@ -410,7 +358,7 @@ mod tests {
             drop: true,
             ..egress()
         });
-        let chosen = choose(&effect, &pod(true), &node(&[Mechanism::TcEgress]));
+        let chosen = choose(&effect, &node(&[Mechanism::TcEgress]));
         assert_eq!(chosen, Ok(vec![Mechanism::CgroupDrop]));
     }
 }

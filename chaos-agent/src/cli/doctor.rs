@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use chaos_planner::capabilities::{Capabilities, Capability, Mechanism};
 use chaos_planner::choose::{Unsupported, choose};
 use chaos_planner::clock::ClockEffect;
-use chaos_planner::fault::{Bandwidth, Chance, Delay, Effect, NetworkEffect, TargetRef};
+use chaos_planner::fault::{Bandwidth, Chance, Delay, Effect, NetworkEffect};
 use chaos_proto::agent::CapabilitiesRequest;
 use serde::Serialize;
 
@@ -132,16 +132,11 @@ fn nothing(reason: &str) -> Capabilities {
     }
 }
 
-/// Each fault that is built, as the planner would carry it out for a pod.
+/// Each fault that is built, as the planner would carry it out.
 fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
     let egress = NetworkEffect {
         egress: true,
         ..NetworkEffect::default()
-    };
-    let pod = TargetRef::Pod {
-        uid: String::new(),
-        container_ids: Vec::new(),
-        host_network: false,
     };
     let share = Some(Chance::of(1));
     [
@@ -211,31 +206,29 @@ fn ladder(capabilities: &Capabilities) -> Vec<Rung> {
             ..ClockEffect::default()
         }),
     )])
-    .map(
-        |(fault, effect)| match choose(&effect, &pod, capabilities) {
-            Ok(mechanisms) => Rung {
-                fault,
-                supported: true,
-                mechanisms: mechanisms.into_iter().map(Mechanism::name).collect(),
-                reason: String::new(),
-            },
-            Err(error) => {
-                let reason = match error {
-                    Unsupported::Lacks {
-                        mechanism, reason, ..
-                    } if capabilities.lacks(mechanism, false).is_none() => reason,
-                    Unsupported::Lacks { mechanism, .. } => format!("needs {}", mechanism.name()),
-                    Unsupported::Effect(why) => why.to_owned(),
-                };
-                Rung {
-                    fault,
-                    supported: false,
-                    mechanisms: Vec::new(),
-                    reason,
-                }
-            }
+    .map(|(fault, effect)| match choose(&effect, capabilities) {
+        Ok(mechanisms) => Rung {
+            fault,
+            supported: true,
+            mechanisms: mechanisms.into_iter().map(Mechanism::name).collect(),
+            reason: String::new(),
         },
-    )
+        Err(error) => {
+            let reason = match error {
+                Unsupported::Lacks {
+                    mechanism, reason, ..
+                } if capabilities.lacks(mechanism, false).is_none() => reason,
+                Unsupported::Lacks { mechanism, .. } => format!("needs {}", mechanism.name()),
+                Unsupported::Effect(why) => why.to_owned(),
+            };
+            Rung {
+                fault,
+                supported: false,
+                mechanisms: Vec::new(),
+                reason,
+            }
+        }
+    })
     .collect()
 }
 

@@ -5,12 +5,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 
 use chaos_abi::RULES_PER_TARGET;
-use chaos_abi::network::RuleRef;
+use chaos_abi::network::{RuleRef, target_flag};
 use chaos_planner::capabilities::Capabilities;
-use chaos_planner::choose::{NOT_RECEIVED, choose};
+use chaos_planner::choose::choose;
 use chaos_planner::fault::{Effect, Fault, TargetRef};
 
-use super::rules::{cgroup_device, clock_rule, kernel_rule};
+use super::rules::{cgroup_device, clock_rule, is_shared, kernel_rule};
 use super::{ArmError, Armed, ArmedRule, Executor, Load, PeerEntries, Place, entries};
 use crate::kernel::clock;
 use crate::kernel::netlink::{Link, Netlink};
@@ -45,7 +45,7 @@ impl Executor {
         deadline_ns: u64,
         capabilities: &Capabilities,
     ) -> Result<Prepared, ArmError> {
-        let mechanisms = choose(&fault.effect, &fault.target, capabilities)?;
+        let mechanisms = choose(&fault.effect, capabilities)?;
         let found = self.find(&fault.target)?;
         // A clock needs no network namespace.
         let (network, device) = match &fault.effect {
@@ -74,10 +74,12 @@ impl Executor {
                     found.pod_cgroup_id,
                     cgroup_device(inside.as_mut(), device, pod)?,
                 )],
-                Some(Way::Ingress) if found.netns_inode == self.root_netns => {
-                    return Err(MechanismError::Target(NOT_RECEIVED.to_owned()).into());
-                }
                 Some(way) => {
+                    if way == Way::Ingress
+                        && is_shared(&fault.target, found.netns_inode, self.root_netns)
+                    {
+                        self.devices.tells_receivers()?;
+                    }
                     let netlink = inside
                         .as_mut()
                         .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
@@ -213,6 +215,14 @@ impl Executor {
                 id: rule.id,
                 generation: rule.generation,
             };
+            let shared = is_shared(
+                &armed.fault.target,
+                armed.place.netns_inode,
+                self.root_netns,
+            );
+            if shared && Way::of(rule.mechanism) == Some(Way::Ingress) {
+                target.flags |= target_flag::SHARED;
+            }
             self.maps.set_target(kind, rule.key, target)?;
         }
         // Last: the fault acts at once, and the kernel waits for a grace period before it says so

@@ -151,6 +151,14 @@ impl Devices {
         Ok(slot)
     }
 
+    /// Whether the node can tell which socket receives a packet that comes in by a device.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn tells_receivers(&self) -> Result<(), MechanismError> {
+        self.programs.iter().try_for_each(TcEgress::tells_receivers)
+    }
+
     /// Makes a device ready for a rule: all but its program of tcx, see [`Self::attach_by_tcx`]. `netlink` is
     /// of the namespace of the device.
     pub(super) fn attach(
@@ -213,11 +221,11 @@ impl Devices {
             target.detour_in = detour_in;
             target.detour_out = detour_out;
             target.budget = self.budget;
-            target.flags = if a.device.checksums {
-                target_flag::SEGMENTS
-            } else {
-                0
-            };
+            // Its rules, not the device, say whether it is shared.
+            target.flags &= target_flag::SHARED;
+            if a.device.checksums {
+                target.flags |= target_flag::SEGMENTS;
+            }
         }
     }
 

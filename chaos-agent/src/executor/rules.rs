@@ -15,6 +15,7 @@ use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
 use crate::mechanism::clock_shift::ClockShift;
 use crate::mechanism::links;
+use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::TcEgress;
 use crate::mechanism::tc_ingress;
 
@@ -30,18 +31,15 @@ pub(super) fn kernel_rule(
         // Never one of a network effect: `choose` says so.
         Mechanism::ClockShift => Rule::default(),
         Mechanism::TcIngress => tc_ingress::rule(effect),
-        Mechanism::TcEgress => {
-            let mut made = TcEgress::rule(effect);
-            // A pod owns its network namespace; any other target may share it.
-            let shared = !matches!(armed.fault.target, TargetRef::Pod { .. })
-                || armed.place.netns_inode == root_netns;
-            if shared {
-                made.cgroup_id = armed.place.cgroup_id;
-                made.cgroup_depth = armed.place.depth;
-            }
-            made
-        }
+        Mechanism::TcEgress => TcEgress::rule(effect),
     };
+    let place = &armed.place;
+    if Way::of(rule.mechanism).is_some()
+        && is_shared(&armed.fault.target, place.netns_inode, root_netns)
+    {
+        made.cgroup_id = place.cgroup_id;
+        made.cgroup_depth = place.depth;
+    }
     if let Some(peers) = &effect.peers {
         made.flags |= flag::PEERS;
         if peers.iter().any(|peer| peer.address().is_none()) {
@@ -65,7 +63,13 @@ pub(super) fn kernel_rule(
     made
 }
 
-/// The same for a rule about clocks, which begins now.
+/// Whether a target's devices may be those of others, too: a pod owns its network namespace, unless that
+/// is the host's.
+pub(super) fn is_shared(target: &TargetRef, netns_inode: u64, root_netns: u64) -> bool {
+    !matches!(target, TargetRef::Pod { .. }) || netns_inode == root_netns
+}
+
+/// What the kernel is told of a rule about clocks, which begins now.
 pub(super) fn clock_rule(armed: &Armed, rule: &ArmedRule, effect: &ClockEffect) -> ClockRule {
     ClockRule {
         generation: rule.generation,

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::links::detour_names;
 use super::tc::Way;
 use super::tcx::{self, Tcx};
-use super::{MechanismError, canary, find, io_error, program};
+use super::{MechanismError, canary, find, io_error, program, tc_ingress};
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};
 use crate::kernel::netns;
@@ -85,6 +86,8 @@ pub struct TcEgress {
     packets: u32,
     /// What is put on a target's device is put there by tcx.
     by_tcx: bool,
+    /// Why it cannot be told which socket receives a packet; of what comes in only.
+    no_receivers: Option<String>,
 }
 
 /// What has been done on a device.
@@ -102,6 +105,8 @@ pub struct Tried {
     pub only_loss: Option<MechanismError>,
     /// Why clsact has to do; `None` where there is tcx.
     pub no_tcx: Option<MechanismError>,
+    /// Why what the target receives cannot be told from what others do; `None` when it can.
+    pub no_receivers: Option<MechanismError>,
 }
 
 impl TcEgress {
@@ -110,20 +115,16 @@ impl TcEgress {
     /// # Errors
     /// [`MechanismError`]
     pub fn load(loader: &mut Loader, way: Way, packets: u32) -> Result<Self, MechanismError> {
-        let mut ebpf = loader.load(way.mechanism())?;
-        for (_, program) in ebpf.programs_mut() {
-            let classifier: &mut SchedClassifier = program
-                .try_into()
-                .map_err(self::program("use the programs of tc"))?;
-            classifier
-                .load()
-                .map_err(self::program("load the programs of tc"))?;
-        }
+        let (ebpf, no_receivers) = match way {
+            Way::Egress => (load_with(loader, way, &[])?, None),
+            Way::Ingress => tc_ingress::load(loader)?,
+        };
         Ok(Self {
             ebpf,
             way,
             packets,
             by_tcx: false,
+            no_receivers,
         })
     }
 
@@ -137,13 +138,31 @@ impl TcEgress {
         &mut self.ebpf
     }
 
-    /// Tries the body on a packet of our own.
+    /// Tries the body on a packet of our own; and, where packets come in, whether it knows the socket that
+    /// receives one. `cgroups` is the root of the hierarchy.
     ///
     /// # Errors
     /// What it did instead.
-    pub fn fire_canary(&self, maps: &mut Pinned) -> Result<(), MechanismError> {
+    pub fn fire_canary(&mut self, maps: &mut Pinned, cgroups: &Path) -> Result<(), MechanismError> {
         let [on_device, ..] = self.way.programs();
-        canary::is_lost(&self.ebpf, &format!("{on_device}_body"), maps)
+        let body = format!("{on_device}_body");
+        canary::is_lost(&self.ebpf, &body, maps)?;
+        if self.way == Way::Ingress && self.no_receivers.is_none() {
+            let found = canary::is_received(&self.ebpf, &body, maps, cgroups);
+            self.no_receivers = found.err().map(|error| error.to_string());
+        }
+        Ok(())
+    }
+
+    /// Whether the socket can be told which receives a packet that comes in by a device.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn tells_receivers(&self) -> Result<(), MechanismError> {
+        match &self.no_receivers {
+            None => Ok(()),
+            Some(why) => Err(MechanismError::Target(tc_ingress::refusal(why))),
+        }
     }
 
     /// Which way they treat packets.
@@ -175,7 +194,11 @@ impl TcEgress {
                 Some(without)
             }
         };
-        Ok(Tried { only_loss, no_tcx })
+        Ok(Tried {
+            only_loss,
+            no_tcx,
+            no_receivers: self.tells_receivers().err(),
+        })
     }
 
     fn try_with(&self, needs: Needs) -> Result<(), MechanismError> {
@@ -381,6 +404,24 @@ impl TcEgress {
             ..Rule::default()
         }
     }
+}
+
+/// Programs of a way, with constants that are filled in.
+pub(super) fn load_with(
+    loader: &mut Loader,
+    way: Way,
+    globals: &'static [(&'static str, u32)],
+) -> Result<Ebpf, MechanismError> {
+    let mut ebpf = loader.load_with(way.mechanism(), globals)?;
+    for (_, program) in ebpf.programs_mut() {
+        let classifier: &mut SchedClassifier = program
+            .try_into()
+            .map_err(self::program("use the programs of tc"))?;
+        classifier
+            .load()
+            .map_err(self::program("load the programs of tc"))?;
+    }
+    Ok(ebpf)
 }
 
 /// The two ends of a detour, as yet without anything on them.

@@ -119,7 +119,7 @@ impl Node {
         let mut working = Vec::new();
         for (name, loaded) in tc {
             let tried = loaded.and_then(|mut mechanism| {
-                mechanism.fire_canary(&mut maps)?;
+                mechanism.fire_canary(&mut maps, &options.cgroup_root)?;
                 let tried = mechanism.probe()?;
                 generation.enter(mechanism.programs())?;
                 Ok((mechanism, tried))
@@ -254,10 +254,9 @@ fn of_packets(mechanism: Mechanism, tried: &Tried) -> Capability {
             error_chain(error)
         ),
     };
-    let reason = match &tried.only_loss {
-        None => hook,
-        Some(error) => format!("{}; {hook}", error_chain(error)),
-    };
+    let limits = [&tried.only_loss, &tried.no_receivers];
+    let limits = limits.into_iter().flatten().map(error_chain);
+    let reason = limits.chain([hook]).collect::<Vec<_>>().join("; ");
     Capability {
         mechanism,
         supported: true,

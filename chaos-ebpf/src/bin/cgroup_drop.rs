@@ -106,7 +106,8 @@ extern "C" fn consider_rule(skb: *mut __sk_buff, reference: u64, received: u64, 
     } else {
         Direction::Ingress
     };
-    let Some(rule) = applicable(&skb, reference, direction, now) else {
+    // Whose packet it is has been asked before the rules.
+    let Some(rule) = applicable(&skb, reference, direction, now, |_| true) else {
         return 0;
     };
     let draw = Draw::next(reference.id, rule);

@@ -22,7 +22,8 @@ use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 use chaos_abi::control::GENERATIONS;
-use chaos_ebpf::detour::{arrived, stamp, target, treat};
+use chaos_abi::network::target_flag;
+use chaos_ebpf::detour::{arrived, looked_at, stamp, target, treat};
 use chaos_ebpf::generation::go_on;
 use chaos_ebpf::hook::{NEXT, dispatch, go_on_with_slot, take_slot};
 use chaos_ebpf::network::Direction;
@@ -60,6 +61,9 @@ pub fn tc_ingress_body(mut ctx: TcContext) -> i32 {
     if cb[0] == CB_TREATED && cb[1] == slot && cb[2] == !slot {
         // Another device that it is forwarded to may have rules of its own.
         cb[0] = 0;
+        if target.flags & target_flag::SHARED != 0 {
+            looked_at(&ctx.skb, Direction::Ingress);
+        }
         return NEXT;
     }
     treat(&mut ctx, slot, target, Direction::Ingress)

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::{Handle, LinkIfb, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkIfb, LinkUnspec, LinkVeth, LinkVxlan};
 
 mod uplink;
 
@@ -87,6 +87,23 @@ impl Namespace {
     /// There is no such device.
     pub fn up(&self, device: &str) -> Result<()> {
         self.netlink(async |handle| link_up(&handle, device).await)
+    }
+
+    /// Makes one end of a tunnel (VXLAN, over UDP) to `remote` by `device`, sets it up and gives it an address
+    /// in a /24. The kernel's socket gets the cgroup of the process that does it.
+    ///
+    /// # Errors
+    /// There is no such device, or the kernel has no VXLAN.
+    pub fn add_tunnel(&self, device: &str, remote: Ipv4Addr, address: Ipv4Addr) -> Result<()> {
+        const NAME: &str = "tunnel";
+        self.netlink(async |handle| {
+            let below = link_index(&handle, device).await?;
+            let tunnel = LinkVxlan::new(NAME, 9).dev(below).remote(remote).port(4789);
+            let done = handle.link().add(tunnel.build()).execute().await;
+            done.context("failed to make a VXLAN device (is the module vxlan there?)")
+        })?;
+        self.add_address(NAME, address.into(), 24)?;
+        self.up(NAME)
     }
 
     /// Makes a device that takes every packet and lets none out, however many come: ifb drops what was

@@ -12,6 +12,7 @@ mod kernel;
 mod lost;
 mod packets;
 mod peers;
+mod receivers;
 mod together;
 mod upgrade;
 mod upstream;

@@ -73,6 +73,16 @@ impl Uplink {
         v6(self.net, 2)
     }
 
+    /// IPv4 address of the host.
+    pub fn host_v4(&self) -> IpAddr {
+        v4(self.net, 1)
+    }
+
+    /// IPv6 address of the host.
+    pub fn host_v6(&self) -> IpAddr {
+        v6(self.net, 1)
+    }
+
     fn address(&self, here: &str, there: &str, net: u8) -> Result<()> {
         for (namespace, device, end) in [(&self.host, here, 1), (&self.other, there, 2)] {
             namespace.add_address(device, v4(net, end), 24)?;

@@ -2,13 +2,11 @@
 //! and services. The devices are not theirs alone: their neighbours, and what is forwarded, pass. Times
 //! are the least of many, as in `ingress.rs`.
 
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use chaos_abi::sample::{self, Stream};
 use chaos_planner::fault::{Chance, NetworkEffect};
-use chaos_planner::observed::Phase;
 
 use crate::cgroup::Cgroup;
 use crate::netns::{Forwarding, Namespace, Uplink};
@@ -191,38 +189,5 @@ fn a_packet_that_passes_two_devices_is_drawn_for_once() -> Result<()> {
     }
     let counts = host.counts("l")?;
     ensure!(counts.matched == PACKETS, "{counts:?}");
-    Ok(())
-}
-
-vm_test!(
-    what_the_host_receives_is_not_supported_and_says_why,
-    limit = 60
-);
-fn what_the_host_receives_is_not_supported_and_says_why() -> Result<()> {
-    let root = Namespace::host()?;
-    let _uplink = Uplink::new("near0", 31)?;
-    let (target, pod) = (Cgroup::new()?, Cgroup::of_pod(UID)?);
-    let _residents = [resident(&root, &target)?, resident(&root, &pod)?];
-    let before = (root.devices()?, root.qdiscs()?);
-    let mut host = Host::open()?;
-    let both = NetworkEffect {
-        ingress: true,
-        ..delayed(Duration::from_millis(100))
-    };
-    for refused in [
-        fault("c", &target, both.clone()),
-        of_pod(fault("p", &pod, both.clone()), UID, true),
-    ] {
-        let seen = host.settle(refused)?;
-        ensure!(
-            seen.phase == Phase::NotSupported && seen.reason.contains("by process"),
-            "{seen:?}"
-        );
-    }
-    sleep(Duration::from_millis(100));
-    ensure!(
-        before == (root.devices()?, root.qdiscs()?),
-        "something is left"
-    );
     Ok(())
 }

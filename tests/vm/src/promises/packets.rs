@@ -1,15 +1,21 @@
 //! The packet programs on packets that nobody well-behaved sends, by BPF_PROG_TEST_RUN: the verdict
 //! is the model's, always, and nothing else changes. And what the verifier has to look at.
 
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
-use aya::programs::loaded_programs;
+use anyhow::{Context, Result, ensure};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, loaded_programs};
 use chaos_abi::control;
-use chaos_abi::network::{Rule, RuleRef, Target, flag};
+use chaos_abi::network::{Rule, RuleRef, Target, flag, target_flag};
 use chaos_abi::sample::{ALWAYS, Chance};
-use chaos_agent::kernel::maps::TargetKind;
+use chaos_agent::kernel::maps::{self, TargetKind};
+use chaos_agent::kernel::objects::Loader;
+use chaos_planner::capabilities::Mechanism;
 
+use crate::cgroup;
 use crate::fuzz;
 use crate::machine;
 use crate::node::Host;
@@ -86,6 +92,57 @@ fn what_stops_everything_stops_it() -> Result<()> {
     };
     programs.maps.set_rule(5, past)?;
     ensure!(programs.run(hit)? == UNSPEC, "acts past its deadline");
+    Ok(())
+}
+
+vm_test!(
+    where_sockets_cannot_be_read_a_shared_device_s_packets_are_nobody_s,
+    limit = 60
+);
+fn where_sockets_cannot_be_read_a_shared_device_s_packets_are_nobody_s() -> Result<()> {
+    let mut programs = Programs::load(Path::new(BPFFS))?;
+    // Without its constants, as where the kernel is locked down or says nothing of its types.
+    let mut loader = Loader::new(&maps::directory(Path::new(BPFFS)));
+    let mut ingress = loader.load(Mechanism::TcIngress)?;
+    let body = ingress.program_mut("tc_ingress_body");
+    let body: &mut SchedClassifier = body.context("no tc_ingress_body")?.try_into()?;
+    body.load()?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = socket.local_addr()?.port().to_be_bytes();
+    let mut packet = vec![0; 12];
+    packet.extend([0x08, 0x00, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+    packet.extend([127, 0, 0, 1, 127, 0, 0, 1]);
+    packet.extend([port, port].concat());
+    packet.extend([0, 8, 0, 0]);
+    // The root of all cgroups, which every socket is below.
+    for (cgroup_id, expected) in [(0, AWAY), (fs::metadata(cgroup::ROOT)?.ino(), UNSPEC)] {
+        let rule = Rule {
+            deadline_ns: u64::MAX,
+            generation: 3,
+            flags: flag::INGRESS,
+            sample_threshold: ALWAYS,
+            loss: Chance::of_ppm(1_000_000, 0),
+            cgroup_id,
+            ..Rule::default()
+        };
+        programs.maps.set_rule(5, rule)?;
+        let mut target = Target {
+            device: LOOPBACK,
+            flags: target_flag::SHARED,
+            ..Target::default()
+        };
+        target.rules[0] = RuleRef {
+            id: 5,
+            generation: 3,
+        };
+        programs.maps.set_target(TargetKind::Device, 0, target)?;
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            ..TestRunOptions::new()
+        };
+        let verdict = body.test_run(options)?.return_value;
+        ensure!(verdict == expected, "of cgroup {cgroup_id}: {verdict}");
+    }
     Ok(())
 }
 
