@@ -28,7 +28,7 @@ pub(super) struct Function {
 /// Of all files that a program has mapped to be run; none where there is no such function.
 ///
 /// # Errors
-/// When the program is gone.
+/// When the program is gone, or its files cannot be read.
 pub(super) fn clock_functions(process: &Path) -> io::Result<Vec<Function>> {
     let maps = fs::read_to_string(process.join("maps"))?;
     let mut seen = BTreeSet::new();
@@ -38,8 +38,11 @@ pub(super) fn clock_functions(process: &Path) -> io::Result<Vec<Function>> {
             continue;
         }
         let file = process.join("map_files").join(mapping.range);
-        let Ok(opened) = File::open(&file) else {
-            continue;
+        let opened = match File::open(&file) {
+            Ok(opened) => opened,
+            // It has been unmapped meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
         };
         let offsets = offsets(&ReadCache::new(opened));
         functions.extend(offsets.into_iter().map(|offset| Function {

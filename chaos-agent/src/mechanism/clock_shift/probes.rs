@@ -29,8 +29,15 @@ const PREFIX: &str = "clock_probe_";
 /// Programs with probes.
 pub(super) struct Probes {
     pins: PathBuf,
-    /// Their links, also those of a predecessor.
-    attached: BTreeMap<Process, Vec<PathBuf>>,
+    attached: BTreeMap<Process, Attached>,
+}
+
+/// What one of them has.
+#[derive(Default)]
+struct Attached {
+    /// The name of what is probed; not known yet of what a predecessor has left.
+    library: Option<String>,
+    links: Vec<PathBuf>,
 }
 
 /// A pid is given out again, at another time.
@@ -82,11 +89,11 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), MechanismError> {
 impl Probes {
     /// Those that a predecessor has pinned.
     pub(super) fn of_links(pins: &Path) -> Self {
-        let mut attached: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut attached: BTreeMap<_, Attached> = BTreeMap::new();
         for path in links::pinned(pins, PREFIX) {
             let name = path.file_name().and_then(|name| name.to_str());
             if let Some(process) = name.and_then(Process::of_link) {
-                attached.entry(process).or_default().push(path);
+                attached.entry(process).or_default().links.push(path);
             }
         }
         Self {
@@ -105,12 +112,23 @@ impl Probes {
         directory: &Path,
     ) -> Result<String, ProbeError> {
         let process = Process::of(directory).map_err(|_| ProbeError::Gone)?;
-        let functions = library::clock_functions(directory).map_err(|_| ProbeError::Gone)?;
+        let known = self.attached.get(&process);
+        if let Some(library) = known.and_then(|known| known.library.as_ref()) {
+            return Ok(library.clone());
+        }
+        let functions = library::clock_functions(directory).map_err(|error| {
+            if directory.exists() {
+                ProbeError::Files(error)
+            } else {
+                ProbeError::Gone
+            }
+        })?;
         let Some(first) = functions.first() else {
             return Err(ProbeError::NoLibrary);
         };
         let name = first.name.clone();
-        if self.attached.contains_key(&process) {
+        if let Some(known) = self.attached.get_mut(&process) {
+            known.library = Some(name.clone());
             return Ok(name);
         }
         self.forget_the_dead(directory.parent().unwrap_or(directory));
@@ -125,7 +143,8 @@ impl Probes {
                 links.push(path);
             }
         }
-        self.attached.insert(process, links);
+        let library = Some(name.clone());
+        self.attached.insert(process, Attached { library, links });
         Ok(name)
     }
 
@@ -152,7 +171,7 @@ impl Probes {
     }
 
     fn detach_where(&mut self, is_meant: impl Fn(Process) -> bool) {
-        self.attached.retain(|process, links| {
+        self.attached.retain(|process, Attached { links, .. }| {
             if is_meant(*process) {
                 links.retain(|link| {
                     unpin(link).inspect_err(|error| {
@@ -171,7 +190,10 @@ pub(super) enum ProbeError {
     /// It has ended, or is about to.
     #[error("it has ended")]
     Gone,
-    /// As a static one, or one in Go.
+    /// What it has mapped cannot be looked at.
+    #[error("the files that it has mapped cannot be read: {0}; the agent needs CAP_SYS_ADMIN")]
+    Files(#[source] io::Error),
+    /// As one in Go.
     #[error("it has no C library with a function clock_gettime that could be probed instead")]
     NoLibrary,
     /// Not on this kernel, or not in this file.
