@@ -9,6 +9,7 @@ use aya_ebpf::programs::TcContext;
 
 use crate::armed;
 use crate::generation::go_on;
+use crate::kernel::constant;
 
 /// Slot of the device of a dispatcher that is not in a filter: one of tcx, or of BPF_PROG_TEST_RUN. 0
 /// takes the filter's.
@@ -30,8 +31,7 @@ pub fn dispatch(ctx: &TcContext, bodies: &ProgramArray) -> i32 {
 /// From a dispatcher to the body, and back where there is none.
 #[inline(always)]
 pub fn go_on_with_slot(ctx: &TcContext, bodies: &ProgramArray) {
-    // SAFETY: a load of read-only data that the loader may have replaced before the load.
-    let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
+    let slot = constant(&SLOT);
     if slot != 0 {
         set_classid(ctx, slot);
     }

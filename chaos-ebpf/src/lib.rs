@@ -14,6 +14,7 @@ pub mod detour;
 pub mod effects;
 pub mod generation;
 pub mod hook;
+pub mod kernel;
 pub mod network;
 pub mod peers;
 pub mod receiver;

@@ -14,12 +14,12 @@ use aya_ebpf::bindings::{
     BPF_TCP_LISTEN, bpf_fib_lookup as Route, bpf_sock,
 };
 use aya_ebpf::cty::c_void;
-use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
 };
 use aya_ebpf::programs::sk_buff::SkBuff;
 
+use crate::kernel::{constant, kernel_field, read_kernel};
 use crate::peers::{ETH_P_IP, ETH_P_IPV6, TCP, UDP, behind_ipv4, behind_ipv6, ethertype, load};
 
 /// Offset in `sock` of its cgroup. This and what follows is filled in by the loader, from the BTF of
@@ -57,7 +57,7 @@ pub(crate) const NO_ADDRESS: u64 = 0b111;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn receiver(skb: *mut __sk_buff) -> u64 {
-    if constant(&raw const SOCK_CGROUP) == 0 {
+    if constant(&SOCK_CGROUP) == 0 {
         return 0;
     }
     let skb = SkBuff::new(skb);
@@ -77,18 +77,18 @@ pub(crate) extern "C" fn receiver(skb: *mut __sk_buff) -> u64 {
 /// Id of the cgroup at `depth` above this one, a [`receiver`]; 0 if there is none.
 #[inline(always)]
 pub(crate) fn ancestor_id(cgroup: u64, depth: u32) -> u64 {
-    if constant(&raw const SOCK_CGROUP) == 0 || cgroup == 0 {
+    if constant(&SOCK_CGROUP) == 0 || cgroup == 0 {
         return 0;
     }
     let find = || {
-        let level: u32 = field(cgroup, &raw const CGROUP_LEVEL)?;
+        let level: u32 = field(cgroup, &CGROUP_LEVEL)?;
         if depth > level {
             return None;
         }
         let place = cgroup.wrapping_add(u64::from(depth) * size_of::<u64>() as u64);
-        let ancestor = field(place, &raw const CGROUP_ANCESTORS)?;
-        let node = field(ancestor, &raw const CGROUP_KN)?;
-        field(node, &raw const KN_ID)
+        let ancestor = field(place, &CGROUP_ANCESTORS)?;
+        let node = field(ancestor, &CGROUP_KN)?;
+        field(node, &KN_ID)
     };
     find().unwrap_or(0)
 }
@@ -183,14 +183,13 @@ fn find<const ADDRESSES: usize>(
 fn cgroup_of(sk: *mut bpf_sock) -> Option<u64> {
     // The verifier lets nobody calculate with the address of a socket; what is read from memory is a
     // number to it.
-    // SAFETY: reads eight bytes of our stack.
-    let sk: u64 = unsafe { bpf_probe_read_kernel((&raw const sk).cast()) }.ok()?;
-    let socket: u64 = field(sk, &raw const SOCK_SOCKET)?;
+    let sk: u64 = read_kernel((&raw const sk).cast())?;
+    let socket: u64 = field(sk, &SOCK_SOCKET)?;
     // A connection that nobody has accepted yet has no `socket`; one of the kernel has no file.
-    if socket != 0 && field::<u64>(socket, &raw const SOCKET_FILE)? == 0 {
+    if socket != 0 && field::<u64>(socket, &SOCKET_FILE)? == 0 {
         return None;
     }
-    field(sk, &raw const SOCK_CGROUP)
+    field(sk, &SOCK_CGROUP)
 }
 
 /// What is asked of the routes.
@@ -214,17 +213,8 @@ fn stays_here(context: *mut c_void, route: &mut Route) -> bool {
         || answer == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)
 }
 
-/// What the kernel has at an offset that the loader has filled in; `None` where nothing can be read.
+/// A field of an object whose address is known as a number.
 #[inline(always)]
-fn field<T>(at: u64, offset: *const u32) -> Option<T> {
-    let place = at.wrapping_add(u64::from(constant(offset)));
-    // SAFETY: the helper checks the address and fails where there is nothing.
-    unsafe { bpf_probe_read_kernel(place as *const T) }.ok()
-}
-
-/// A constant that the loader may have filled in.
-#[inline(always)]
-fn constant(of: *const u32) -> u32 {
-    // SAFETY: a load of read-only data; volatile, as the compiler does not know that it is replaced.
-    unsafe { of.read_volatile() }
+fn field<T>(object: u64, offset: &u32) -> Option<T> {
+    kernel_field(object as *const u8, offset)
 }

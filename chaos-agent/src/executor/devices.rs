@@ -202,8 +202,7 @@ impl Devices {
             return false;
         }
         let rests = |a: &&Attached| matches!(a.used, Use::Resting);
-        let known: Vec<_> = self.all.iter().filter(rests).collect();
-        let known = known.into_iter().map(|a| a.device.slot);
+        let known = self.all.iter().filter(rests).map(|a| a.device.slot);
         let free = Slots(self.all.iter().map(|a| a.device.slot)).all_free();
         let loaded = self.tcx.load_ahead(known.chain(free.take(AHEAD)));
         loaded.unwrap_or_else(|error| {

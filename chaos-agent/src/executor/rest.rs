@@ -9,8 +9,6 @@ use chaos_planner::plan::nanos;
 
 use super::{Armed, Executor};
 use crate::mechanism::MechanismError;
-use crate::mechanism::cgroup_drop::CgroupDrop;
-use crate::mechanism::clock_shift::ClockShift;
 
 /// For how long programs stay attached with nothing to do: so long that nobody has anything to finish
 /// with them, and that faults in a row need not wait for them.
@@ -53,16 +51,10 @@ impl Executor {
         let cgroup_drop = self.cgroup_drop.as_mut().filter(|p| p.is_attached());
         let clock_shift = self.clock_shift.as_mut().filter(|p| p.is_attached());
         let times = [
-            cgroup_drop.and_then(|programs| {
-                look(&mut idle.cgroup_drop, drops, now, || {
-                    CgroupDrop::detach(programs)
-                })
-            }),
-            clock_shift.and_then(|programs| {
-                look(&mut idle.clock_shift, shifts, now, || {
-                    ClockShift::rest(programs)
-                })
-            }),
+            cgroup_drop
+                .and_then(|programs| look(&mut idle.cgroup_drop, drops, now, || programs.detach())),
+            clock_shift
+                .and_then(|programs| look(&mut idle.clock_shift, shifts, now, || programs.rest())),
         ];
         times.into_iter().flatten().min()
     }

@@ -21,7 +21,7 @@ mod waits;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_task_btf, bpf_task_pt_regs,
 };
-use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_write_user};
+use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 use aya_ebpf::macros::{btf_tracepoint, fexit, map};
 use aya_ebpf::maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
@@ -30,6 +30,7 @@ use chaos_abi::control::GENERATIONS;
 use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, RuleRef, Target};
 use chaos_abi::{MAX_RULES, control};
 use chaos_ebpf::generation::go_on;
+use chaos_ebpf::kernel::kernel_field;
 use chaos_ebpf::{Outcome, count, count_failed, is_on, now_ns};
 
 /// All rules of the node's clock faults.
@@ -102,10 +103,8 @@ pub fn clock_shift_gettime(ctx: FExitContext) -> i32 {
 pub fn clock_shift_gettime_body(ctx: FExitContext) -> i32 {
     probes::is_moved();
     let regs: *const u8 = ctx.arg(0);
-    if let (Some(clock), Some(time)) = (
-        kernel_field::<u64>(regs, &raw const ARG0),
-        kernel_field(regs, &raw const ARG1),
-    ) {
+    if let (Some(clock), Some(time)) = (kernel_field::<u64>(regs, &ARG0), kernel_field(regs, &ARG1))
+    {
         shift(clock as u32, time, 1_000_000_000);
     }
     0
@@ -123,7 +122,7 @@ pub fn clock_shift_timeofday(ctx: FExitContext) -> i32 {
 #[fexit]
 pub fn clock_shift_timeofday_body(ctx: FExitContext) -> i32 {
     let regs: *const u8 = ctx.arg(0);
-    if let Some(time) = kernel_field(regs, &raw const ARG0) {
+    if let Some(time) = kernel_field(regs, &ARG0) {
         shift(REALTIME, time, 1_000_000);
     }
     0
@@ -179,9 +178,9 @@ const AUXV_ENTRIES: u64 = 32;
 #[inline(always)]
 fn remove_vdso(bprm: *const u8) {
     let (Some(stack), Some(argc), Some(envc)) = (
-        kernel_field::<u64>(bprm, &raw const BPRM_P),
-        kernel_field::<u32>(bprm, &raw const BPRM_ARGC),
-        kernel_field::<u32>(bprm, &raw const BPRM_ENVC),
+        kernel_field::<u64>(bprm, &BPRM_P),
+        kernel_field::<u32>(bprm, &BPRM_ARGC),
+        kernel_field::<u32>(bprm, &BPRM_ENVC),
     ) else {
         return;
     };
@@ -317,25 +316,6 @@ extern "C" fn ask_rule(reference: u64, question: u64, now: u64, shown_ns: i64) -
             rule.shift_ns(clock, shown_ns, now) as u64
         }
     }
-}
-
-/// A field of one of the kernel's objects, whose offset the loader has filled in.
-#[inline(always)]
-fn kernel_field<T>(object: *const u8, offset: *const u32) -> Option<T> {
-    read_kernel(object.wrapping_add(constant(offset) as usize))
-}
-
-/// A number that the loader has filled in.
-#[inline(always)]
-fn constant(number: *const u32) -> u32 {
-    // SAFETY: a load of read-only data that the loader has replaced before the load.
-    unsafe { core::ptr::read_volatile(number) }
-}
-
-#[inline(always)]
-fn read_kernel<T>(at: *const u8) -> Option<T> {
-    // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_kernel(at.cast::<T>()) }.ok()
 }
 
 #[inline(always)]

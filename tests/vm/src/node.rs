@@ -5,6 +5,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use chaos_abi::sample::{self, Stream};
+use chaos_agent::kernel::links;
 use chaos_agent::kernel::maps::{self, Pinned};
 use chaos_agent::mechanism::clock_shift;
 use chaos_agent::node::{Node, Options, Owner};
@@ -243,6 +245,19 @@ pub(crate) fn seeded(mut fault: Fault, seed: u64) -> Fault {
 /// The maps that the agent has pinned.
 pub(crate) fn pinned() -> Result<Pinned> {
     Ok(Pinned::open(Path::new(BPFFS))?)
+}
+
+/// Pinned links whose names begin so.
+pub(crate) fn links(prefix: &str) -> Vec<PathBuf> {
+    links::pinned(&maps::directory(Path::new(BPFFS)), prefix)
+}
+
+/// How often each of so many packets arrives through a loss with this seed, as the model has it.
+pub(crate) fn arrivals_by_model(seed: u64, loss_ppm: u32, packets: u64) -> Vec<usize> {
+    let share = sample::Chance::of_ppm(loss_ppm, 0);
+    (0..packets)
+        .map(|n| usize::from(!share.hits(seed, Stream::Loss, n)))
+        .collect()
 }
 
 /// Pinned links of programs that are attached where clocks are read.

@@ -19,6 +19,14 @@ use crate::cgroup::Cgroup;
 use crate::netns::Namespace;
 use crate::wait::eventually;
 
+/// Does this on a thread of its own, for what a thread cannot take back.
+///
+/// # Errors
+/// What `act` fails with.
+pub(crate) fn on_a_thread(act: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    std::thread::scope(|scope| scope.spawn(act).join().expect("a panic of the test"))
+}
+
 /// The first line of a role: it is set up, its sockets are open.
 const READY: &str = "ready";
 

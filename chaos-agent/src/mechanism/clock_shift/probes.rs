@@ -148,14 +148,11 @@ impl Probes {
         Ok(name)
     }
 
-    /// Whether this program has probes.
-    pub(super) fn has(&self, pid: u32) -> bool {
-        self.attached.keys().any(|process| process.pid == pid)
-    }
-
-    /// Takes them out of a program, if it has any.
-    pub(super) fn detach(&mut self, pid: u32) {
+    /// Takes them out of a program. Whether it had any.
+    pub(super) fn detach(&mut self, pid: u32) -> bool {
+        let had = self.attached.keys().any(|process| process.pid == pid);
         self.detach_where(|process| process.pid == pid);
+        had
     }
 
     /// Out of all programs.

@@ -134,8 +134,7 @@ impl Stubs {
                 return false;
             }
             let process = self.proc_root.join(pid.to_string());
-            let probed = self.probes.has(*pid);
-            self.probes.detach(*pid);
+            let probed = self.probes.detach(*pid);
             match self.vdso.give(&process, Content::Original) {
                 Ok(_) => false,
                 // Its bytes are not ours to put back.

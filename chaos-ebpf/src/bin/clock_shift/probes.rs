@@ -45,7 +45,7 @@ pub fn clock_shift_called(ctx: ProbeContext) -> u32 {
 pub fn clock_shift_called_body(ctx: ProbeContext) -> u32 {
     if let (Some(clock), Some(at)) = (ctx.arg(0), ctx.arg(1)) {
         // It fails where there is no memory left: the call shows the right time.
-        let _ = CLOCK_CALLS.insert(thread(), Call { clock, at }, 0);
+        let _ = CLOCK_CALLS.insert(bpf_get_current_pid_tgid(), Call { clock, at }, 0);
     }
     0
 }
@@ -61,7 +61,7 @@ pub fn clock_shift_returned(ctx: RetProbeContext) -> u32 {
 
 #[uretprobe]
 pub fn clock_shift_returned_body(ctx: RetProbeContext) -> u32 {
-    let thread = thread();
+    let thread = bpf_get_current_pid_tgid();
     // SAFETY: nobody but this thread writes its element.
     let Some(&call) = (unsafe { CLOCK_CALLS.get(thread) }) else {
         return 0;
@@ -77,14 +77,9 @@ pub fn clock_shift_returned_body(ctx: RetProbeContext) -> u32 {
 /// The library has asked the kernel instead of the vDSO, and has got a time that is moved.
 #[inline(always)]
 pub(super) fn is_moved() {
-    let thread = thread();
+    let thread = bpf_get_current_pid_tgid();
     // SAFETY: nothing is read of it.
     if unsafe { CLOCK_CALLS.get(thread) }.is_some() {
         let _ = CLOCK_CALLS.remove(thread);
     }
-}
-
-#[inline(always)]
-fn thread() -> u64 {
-    bpf_get_current_pid_tgid()
 }

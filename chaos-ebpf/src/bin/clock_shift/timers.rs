@@ -8,10 +8,11 @@ use aya_ebpf::programs::{FEntryContext, FExitContext};
 use chaos_abi::control;
 use chaos_abi::control::GENERATIONS;
 use chaos_ebpf::generation::go_on;
+use chaos_ebpf::kernel::{constant, kernel_field, read_kernel};
 use chaos_ebpf::{halted, is_on, now_ns};
 
 use super::waits::{ARG2, CALL, TIMER_ABSTIME, give_back, lend, unfinished};
-use super::{ANY, ARG0, ARG1, constant, could_not, kernel_field, read_kernel, task_and_registers};
+use super::{ANY, ARG0, ARG1, could_not, task_and_registers};
 
 /// Numbers of the system calls.
 #[unsafe(no_mangle)]
@@ -92,15 +93,15 @@ pub fn clock_shift_itimer_read_body(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn set() -> Option<()> {
     let (task, regs) = task_and_registers();
-    let call = kernel_field::<u64>(regs, &raw const CALL)? as u32;
-    let descriptor = call == constant(&raw const TIMERFD_SETTIME);
-    if !descriptor && call != constant(&raw const TIMER_SETTIME) {
+    let call = kernel_field::<u64>(regs, &CALL)? as u32;
+    let descriptor = call == constant(&TIMERFD_SETTIME);
+    if !descriptor && call != constant(&TIMER_SETTIME) {
         return None;
     }
-    if kernel_field::<u64>(regs, &raw const ARG1)? & TIMER_ABSTIME == 0 {
+    if kernel_field::<u64>(regs, &ARG1)? & TIMER_ABSTIME == 0 {
         return None;
     }
-    let which = kernel_field::<u64>(regs, &raw const ARG0)? as u32;
+    let which = kernel_field::<u64>(regs, &ARG0)? as u32;
     let clock = if descriptor {
         clock_of_descriptor(task, which)
     } else {
@@ -111,39 +112,39 @@ fn set() -> Option<()> {
         could_not(ANY, now_ns());
         return None;
     };
-    lend(clock, kernel_field::<u64>(regs, &raw const ARG2)? + VALUE);
+    lend(clock, kernel_field::<u64>(regs, &ARG2)? + VALUE);
     Some(())
 }
 
 /// If this is no timerfd, the number is nonsense, and the kernel refuses the call.
 #[inline(always)]
 fn clock_of_descriptor(task: *const u8, descriptor: u32) -> Option<u32> {
-    let files: *const u8 = kernel_field(task, &raw const TASK_FILES)?;
-    let table: *const u8 = kernel_field(files, &raw const FILES_TABLE)?;
-    if descriptor >= kernel_field::<u32>(table, &raw const TABLE_LENGTH)? {
+    let files: *const u8 = kernel_field(task, &TASK_FILES)?;
+    let table: *const u8 = kernel_field(files, &FILES_TABLE)?;
+    if descriptor >= kernel_field::<u32>(table, &TABLE_LENGTH)? {
         return None;
     }
-    let open: *const u8 = kernel_field(table, &raw const TABLE_FILES)?;
+    let open: *const u8 = kernel_field(table, &TABLE_FILES)?;
     let place = open.wrapping_add(descriptor as usize * size_of::<u64>());
     let file: *const u8 = read_kernel(place)?;
-    let timer: *const u8 = kernel_field(file, &raw const FILE_DATA)?;
-    kernel_field(timer, &raw const TIMERFD_CLOCK)
+    let timer: *const u8 = kernel_field(file, &FILE_DATA)?;
+    kernel_field(timer, &TIMERFD_CLOCK)
 }
 
 /// The list is a ring up to Linux 6.12 and ends with null since; the first word of its head and of
 /// each link is the next one in both.
 #[inline(always)]
 fn clock_of_timer(task: *const u8, id: u32) -> Option<u32> {
-    let signal: *const u8 = kernel_field(task, &raw const TASK_SIGNAL)?;
-    let head = signal.wrapping_add(constant(&raw const SIGNAL_TIMERS) as usize);
+    let signal: *const u8 = kernel_field(task, &TASK_SIGNAL)?;
+    let head = signal.wrapping_add(constant(&SIGNAL_TIMERS) as usize);
     let mut link: *const u8 = read_kernel(head)?;
     for _ in 0..MAX_TIMERS {
         if link.is_null() || link == head {
             return None;
         }
-        let timer = link.wrapping_sub(constant(&raw const TIMER_LIST) as usize);
-        if kernel_field::<u32>(timer, &raw const TIMER_ID)? == id {
-            return kernel_field(timer, &raw const TIMER_CLOCK);
+        let timer = link.wrapping_sub(constant(&TIMER_LIST) as usize);
+        if kernel_field::<u32>(timer, &TIMER_ID)? == id {
+            return kernel_field(timer, &TIMER_CLOCK);
         }
         link = read_kernel(link)?;
     }

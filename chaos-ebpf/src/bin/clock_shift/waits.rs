@@ -16,12 +16,10 @@ use chaos_abi::control;
 use chaos_abi::control::GENERATIONS;
 use chaos_abi::wait::{Lent, Place, UNFINISHED_NS, Wait, true_deadline};
 use chaos_ebpf::generation::go_on;
+use chaos_ebpf::kernel::{constant, kernel_field};
 use chaos_ebpf::{compare_exchange, fetch_add, halted, is_on, now_ns};
 
-use super::{
-    ARG0, ARG1, Ask, ask_all, constant, could_not, kernel_field, read_user, task_and_registers,
-    write_user,
-};
+use super::{ARG0, ARG1, Ask, ask_all, could_not, read_user, task_and_registers, write_user};
 
 /// Offset in `pt_regs` of the number of the system call, and of its other arguments; then the numbers
 /// of system calls.
@@ -140,31 +138,25 @@ pub fn clock_shift_nanosleep_body(_ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn asked() -> Option<(u32, u64)> {
     let (_, regs) = task_and_registers();
-    let argument = |offset: *const u32| kernel_field::<u64>(regs, offset);
-    let call = argument(&raw const CALL)? as u32;
-    if call == constant(&raw const CLOCK_NANOSLEEP) {
-        let absolute = argument(&raw const ARG1)? & TIMER_ABSTIME != 0;
-        let clock = argument(&raw const ARG0)? as u32;
-        return absolute.then_some((clock, argument(&raw const ARG2)?));
+    let argument = |offset: &u32| kernel_field::<u64>(regs, offset);
+    let call = argument(&CALL)? as u32;
+    if call == constant(&CLOCK_NANOSLEEP) {
+        let absolute = argument(&ARG1)? & TIMER_ABSTIME != 0;
+        let clock = argument(&ARG0)? as u32;
+        return absolute.then_some((clock, argument(&ARG2)?));
     }
-    if call == constant(&raw const FUTEX) {
-        let clock = futex_clock(argument(&raw const ARG1)? as u32)?;
-        return Some((clock, argument(&raw const ARG3)?));
+    if call == constant(&FUTEX) {
+        let clock = futex_clock(argument(&ARG1)? as u32)?;
+        return Some((clock, argument(&ARG3)?));
     }
-    if call == constant(&raw const FUTEX_WAITV) {
-        return Some((
-            argument(&raw const ARG4)? as u32,
-            argument(&raw const ARG3)?,
-        ));
+    if call == constant(&FUTEX_WAITV) {
+        return Some((argument(&ARG4)? as u32, argument(&ARG3)?));
     }
-    if call == constant(&raw const FUTEX_WAIT) {
-        return Some((
-            argument(&raw const ARG5)? as u32,
-            argument(&raw const ARG4)?,
-        ));
+    if call == constant(&FUTEX_WAIT) {
+        return Some((argument(&ARG5)? as u32, argument(&ARG4)?));
     }
-    if call == constant(&raw const MQ_TIMEDSEND) || call == constant(&raw const MQ_TIMEDRECEIVE) {
-        return Some((REALTIME, argument(&raw const ARG4)?));
+    if call == constant(&MQ_TIMEDSEND) || call == constant(&MQ_TIMEDRECEIVE) {
+        return Some((REALTIME, argument(&ARG4)?));
     }
     None
 }

@@ -10,7 +10,7 @@ use chaos_planner::fault::{Chance, NetworkEffect};
 
 use crate::cgroup::Cgroup;
 use crate::netns::{Forwarding, Namespace, Uplink};
-use crate::node::{Host, delayed, egress, fault, of_pod, resident, seeded};
+use crate::node::{Host, arrivals_by_model, delayed, egress, fault, of_pod, resident, seeded};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
@@ -129,10 +129,7 @@ fn devices_of_a_fault_draw_together_and_a_named_one_is_the_only_one() -> Result<
         udp::probe(Place::host().in_cgroup(&target), &probing, EACH)?;
         arrived.extend(echo.times_seen(EACH));
     }
-    let share = sample::Chance::of_ppm(400_000, 0);
-    let model: Vec<_> = (0..2 * EACH)
-        .map(|n| usize::from(!share.hits(SEED, Stream::Loss, n)))
-        .collect();
+    let model = arrivals_by_model(SEED, 400_000, 2 * EACH);
     ensure!(arrived == model, "{arrived:?}\nmodel {model:?}");
     let counts = host.counts("l")?;
     let lost = model.iter().filter(|seen| **seen == 0).count() as u64;

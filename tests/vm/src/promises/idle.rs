@@ -2,18 +2,15 @@
 //! it for half a minute, and comes back with the next fault.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_agent::kernel::{links, maps};
 use chaos_planner::fault::NetworkEffect;
 use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
-use crate::machine::BPFFS;
 use crate::netns::Pair;
-use crate::node::{Host, clock_fault, egress, fault, moved, nothing_is_pinned};
+use crate::node::{Host, clock_fault, egress, fault, links, moved, nothing_is_pinned};
 use crate::process::Place;
 use crate::udp::{self, Echo, Probing};
 use crate::vm_test;
@@ -23,7 +20,7 @@ const BOOTTIME: u32 = 7;
 
 /// Names of everything that is attached.
 fn attached() -> BTreeSet<String> {
-    let pins = links::pinned(&maps::directory(Path::new(BPFFS)), "");
+    let pins = links("");
     let names = pins.iter().filter_map(|pin| pin.file_name()?.to_str());
     names.map(str::to_owned).collect()
 }

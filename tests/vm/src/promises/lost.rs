@@ -1,21 +1,19 @@
 //! What faults are armed on goes away, or everything does: the node forgets it and goes on.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chaos_agent::kernel::maps::TargetKind;
-use chaos_agent::kernel::{links, maps};
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::fault::Fault;
 use chaos_planner::observed::Phase;
 
 use crate::cgroup::Cgroup;
 use crate::foreign::{Side, there};
-use crate::machine::BPFFS;
 use crate::netns::{DEVICE, Pair};
-use crate::node::{Host, delayed, fault, nothing_is_pinned, pinned, resident};
+use crate::node::{Host, delayed, fault, links, nothing_is_pinned, pinned, resident};
 use crate::process::Place;
 use crate::registry::skip;
 use crate::udp::{self, Echo, Probing};
@@ -43,7 +41,7 @@ fn no_device_is_known() -> Result<()> {
 
 /// Pinned links to devices, which outlive these.
 fn on_devices() -> Vec<PathBuf> {
-    links::pinned(&maps::directory(Path::new(BPFFS)), "tc_")
+    links("tc_")
 }
 
 vm_test!(a_link_that_no_journal_knows_is_removed, limit = 60);

@@ -4,10 +4,10 @@
 //! least of many, as in `ingress.rs`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use chaos_abi::sample::{self, Stream};
 use chaos_agent::node::{Node, Options};
 use chaos_planner::capabilities::Mechanism;
 use chaos_planner::fault::{Chance, Delay, NetworkEffect};
@@ -17,8 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::cgroup::Cgroup;
 use crate::netns::{DEVICE, Forwarding, Namespace, Pair, Uplink};
-use crate::node::{Host, fault, nothing_waits, of_pod, resident, seeded};
-use crate::process::{Place, Process, role};
+use crate::node::{Host, arrivals_by_model, fault, nothing_waits, of_pod, resident, seeded};
+use crate::process::{Place, Process, on_a_thread, role};
 use crate::tcp::{self, Sent};
 use crate::udp::{self, Echo, Probes, Probing};
 use crate::vm_test;
@@ -52,6 +52,15 @@ fn lossy() -> NetworkEffect {
     }
 }
 
+/// Milliseconds that a way may take.
+fn span(late: bool) -> Range<u128> {
+    if late {
+        LATE.as_millis() - 1..TOO_LATE
+    } else {
+        0..ON_TIME
+    }
+}
+
 /// Fails unless none is lost and both ways took what they should.
 fn took(what: &str, probes: &Probes, [there_late, back_late]: [bool; 2]) -> Result<()> {
     ensure!(probes.lost() == 0, "{what}: lost {:?}", probes.lost_seqs());
@@ -60,12 +69,10 @@ fn took(what: &str, probes: &Probes, [there_late, back_late]: [bool; 2]) -> Resu
         ("back", probes.back().min()?, back_late),
     ];
     for (way, time, late) in ways {
-        let span = if late {
-            LATE.as_millis() - 1..TOO_LATE
-        } else {
-            0..ON_TIME
-        };
-        ensure!(span.contains(&time.as_millis()), "{what}: {way} {time:?}");
+        ensure!(
+            span(late).contains(&time.as_millis()),
+            "{what}: {way} {time:?}"
+        );
     }
     Ok(())
 }
@@ -79,13 +86,11 @@ fn connects<'a>(what: &str, place: impl Fn() -> Place<'a>, to: IpAddr, late: boo
             sent => bail!("{what}: {to}: {sent:?}"),
         }
     }
-    let span = if late {
-        LATE.as_millis() - 1..TOO_LATE
-    } else {
-        0..ON_TIME
-    };
     ensure!(
-        times.iter().min().is_some_and(|least| span.contains(least)),
+        times
+            .iter()
+            .min()
+            .is_some_and(|least| span(late).contains(least)),
         "{what}: {to}: {times:?} ms"
     );
     Ok(())
@@ -122,10 +127,7 @@ fn what_one_process_receives_is_lost_as_the_model_says() -> Result<()> {
         udp::probe(from(), &probing, EACH)?;
         arrived.extend(echo.times_seen(EACH));
     }
-    let share = sample::Chance::of_ppm(400_000, 0);
-    let model: Vec<_> = (0..3 * EACH)
-        .map(|n| usize::from(!share.hits(SEED, Stream::Loss, n)))
-        .collect();
+    let model = arrivals_by_model(SEED, 400_000, 3 * EACH);
     ensure!(arrived == model, "{arrived:?}\nmodel {model:?}");
     let lost = model.iter().filter(|seen| **seen == 0).count() as u64;
     let seen = host.observe("l").expect("it is armed");
@@ -242,11 +244,11 @@ fn a_received_packet_that_passes_two_devices_is_drawn_for_once() -> Result<()> {
     host.arm(seeded(fault("l", &target, lossy()), SEED))?;
     let probing = Probing::of([10, 9, 37, 1].into()).per_second(200);
     udp::probe(Place::host().in_namespace(&uplink.other), &probing, PACKETS)?;
-    let share = sample::Chance::of_ppm(400_000, 0);
-    for (n, seen) in (0..).zip(echo.times_seen(PACKETS)) {
-        let expected = usize::from(!share.hits(SEED, Stream::Loss, n));
-        ensure!(seen == expected, "{n} came {seen} times, not {expected}");
-    }
+    let (seen, model) = (
+        echo.times_seen(PACKETS),
+        arrivals_by_model(SEED, 400_000, PACKETS),
+    );
+    ensure!(seen == model, "{seen:?}\nmodel {model:?}");
     let counts = host.counts("l")?;
     ensure!(counts.matched == PACKETS, "{counts:?}");
     Ok(())
@@ -275,12 +277,7 @@ fn where_sockets_cannot_be_read_it_is_said() -> Result<()> {
         // A pod's own device needs nothing of it.
         host.arm(of_pod(fault("p", &pod, late()), UID, false))
     };
-    std::thread::scope(|scope| {
-        scope
-            .spawn(without_types)
-            .join()
-            .expect("a panic of the test")
-    })
+    on_a_thread(without_types)
 }
 
 const TUNNEL: &str = "tunnel-of-the-target";

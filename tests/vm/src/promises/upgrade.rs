@@ -9,8 +9,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::loaded_programs;
 use chaos_abi::control;
-use chaos_abi::sample::{self, Stream};
-use chaos_agent::kernel::{links, maps};
+use chaos_agent::kernel::maps;
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::fault::{Chance, Delay, Fault, NetworkEffect};
 use chaos_planner::observed::{Counts, Phase};
@@ -19,7 +18,9 @@ use nix::errno::Errno;
 use crate::cgroup::Cgroup;
 use crate::machine::{BPFFS, KERNELS, PINS, kernel};
 use crate::netns::Pair;
-use crate::node::{egress, fault, lasting, nothing_is_pinned, pinned, resident, seeded};
+use crate::node::{
+    arrivals_by_model, egress, fault, lasting, links, nothing_is_pinned, pinned, resident, seeded,
+};
 use crate::process::Place;
 use crate::registry::note;
 use crate::traced::{kill_before, steps};
@@ -122,9 +123,15 @@ impl Stage {
     /// The n-th packet is the n-th draw: had one been drawn for twice, or not at all, all after it
     /// would have the fate of others.
     fn judge_lossy(&self, probes: &Probes) -> Result<()> {
-        let loss = sample::Chance::of_ppm(LOSS_PPM, 0);
-        for (n, times) in (0..).zip(self.echo.times_seen(probes.len() as u64)) {
-            let expected = usize::from(!loss.hits(SEED, Stream::Loss, n));
+        let packets = probes.len() as u64;
+        let model = arrivals_by_model(SEED, LOSS_PPM, packets);
+        for (n, (times, expected)) in self
+            .echo
+            .times_seen(packets)
+            .into_iter()
+            .zip(model)
+            .enumerate()
+        {
             ensure!(times == expected, "{n} came {times} times, not {expected}");
         }
         let earliest = probes.there().min()?;
@@ -196,7 +203,7 @@ fn one_generation_is_left(others: usize) -> Result<()> {
             );
         }
     }
-    let links = links::pinned(&maps::directory(Path::new(BPFFS)), "");
+    let links = links("");
     ensure!(!links.is_empty(), "nothing is attached");
     ensure!(
         arrays >= links.len(),

@@ -1,11 +1,9 @@
 //! Programs that ran before the fault began and that nobody may stop, as with Yama's `ptrace_scope` 3 or
 //! a seccomp profile without ptrace(2): probes in their C library are what is left.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_agent::kernel::{links, maps};
 use chaos_agent::node::{Node, Options, Owner};
 use chaos_planner::observed::Phase;
 use nix::errno::Errno;
@@ -17,20 +15,16 @@ use super::runtimes::{Clock, Runtime};
 use super::{HOUR, MONOTONIC, REALTIME, ahead};
 use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
-use crate::machine::BPFFS;
-use crate::node::{Host, lasting, nothing_is_pinned};
-use crate::process::Place;
+use crate::node::{Host, lasting, links, nothing_is_pinned};
+use crate::process::{Place, on_a_thread};
 use crate::vm_test;
 use crate::wait::eventually;
 
 /// Does this in a thread that may stop nobody, nor may those that it starts.
 fn without_ptrace(act: impl FnOnce() -> Result<()> + Send) -> Result<()> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            forbid_ptrace().context("failed to install a seccomp filter")?;
-            act()
-        });
-        thread.join().expect("a panic of the test")
+    on_a_thread(|| {
+        forbid_ptrace().context("failed to install a seccomp filter")?;
+        act()
     })
 }
 
@@ -75,7 +69,7 @@ fn forbid_ptrace() -> nix::Result<()> {
 
 /// How many probes there are.
 fn probes() -> usize {
-    links::pinned(&maps::directory(Path::new(BPFFS)), "clock_probe_").len()
+    links("clock_probe_").len()
 }
 
 vm_test!(a_program_that_nobody_may_stop_is_probed, limit = 90);
