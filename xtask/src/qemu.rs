@@ -15,6 +15,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::{setup, step};
+
 /// Lines of the console that an error repeats.
 const LINES_IN_ERROR: usize = 40;
 
@@ -143,7 +145,7 @@ impl Machine {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context("failed to start qemu-system-x86_64: run `cargo xtask setup`")?;
+            .context("failed to start QEMU")?;
         Ok(Vm {
             child,
             name: self.name.clone(),
@@ -156,7 +158,7 @@ impl Machine {
     /// passes SIGTERM on to QEMU and kills it at the time limit.
     ///
     /// # Errors
-    /// If the console or report file cannot be made.
+    /// If the console or report file cannot be made, or there is no QEMU.
     pub(crate) fn command(&self) -> Result<Command> {
         for file in [Some(&self.console), self.report.as_ref()]
             .into_iter()
@@ -168,11 +170,13 @@ impl Machine {
             }
             fs::write(file, "").with_context(|| format!("failed to write {}", file.display()))?;
         }
+        let qemu = setup::qemu::ensure()?.system();
         let mut command = Command::new("timeout");
         command
             .args(["--foreground", "--kill-after=5"])
             .arg(self.time_limit.as_secs().max(1).to_string())
-            .arg("qemu-system-x86_64")
+            .arg(qemu.get_program())
+            .args(qemu.get_args())
             .args(self.arguments());
         Ok(command)
     }
@@ -370,8 +374,9 @@ impl Drop for Vm {
 /// # Errors
 /// If `qemu-img` fails.
 pub(crate) fn overlay(base: &Path, path: &Path) -> Result<Drive> {
-    crate::step::output(
-        Command::new("qemu-img")
+    step::output(
+        setup::qemu::ensure()?
+            .img()
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
             .arg(base)
             .arg(path),

@@ -9,6 +9,7 @@ pub(crate) mod disk;
 pub(crate) mod kernels;
 pub(crate) mod kube;
 mod modules;
+pub(crate) mod qemu;
 pub(crate) mod rootfs;
 pub(crate) mod runtimes;
 pub(crate) mod rust;
@@ -28,6 +29,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let kube = kube::start(root)?;
     rust::ensure()?;
     bpf_linker::ensure()?;
+    qemu::ensure()?;
     for series in kernels::Series::ALL {
         kernels::ensure(series)?;
     }

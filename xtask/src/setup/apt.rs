@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::step;
 
 /// What is needed, and what for.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("build-essential", "linking Rust programs"),
     ("ca-certificates", "downloads by rustup, cargo and Go"),
     (
@@ -24,8 +24,6 @@ const PACKAGES: [(&str, &str); 13] = [
     ("mmdebstrap", "the root file system of the cluster's nodes"),
     ("musl-tools", "static binaries"),
     ("openssh-client", "cargo xtask ssh"),
-    ("qemu-system-x86", "virtual machines"),
-    ("qemu-utils", "qemu-img: overlays"),
     ("xz-utils", "kernel modules are compressed"),
 ];
 
