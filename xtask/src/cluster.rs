@@ -249,6 +249,11 @@ pub(crate) fn open(root: &Path) -> Result<Cluster> {
 }
 
 impl Cluster {
+    /// What it was asked to be.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// Its kubeconfig, with all rights.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.state.join("kubeconfig")

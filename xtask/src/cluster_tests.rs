@@ -73,8 +73,11 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
         .collect();
     let mut results = Vec::new();
     let mut clusters = 0;
+    // One that takes the place of a broken one has as many nodes.
+    let mut options = cluster::Options::default();
     while results.len() < chosen.len() {
-        let (cluster, is_ours) = cluster(context.root)?;
+        let (cluster, is_ours) = cluster(context.root, &options)?;
+        options = cluster.options().clone();
         clusters += 1;
         let ran = run_all(context.root, &cluster, &chosen, &mut results);
         let again = clusters <= NEW_CLUSTERS && cluster.has_node_that_qemu_broke();
@@ -100,13 +103,13 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
 
 /// The cluster that runs, or else a new one; and whether it is new. It has operator and agents of this
 /// tree.
-fn cluster(root: &Path) -> Result<(Cluster, bool)> {
+fn cluster(root: &Path, options: &cluster::Options) -> Result<(Cluster, bool)> {
     if let Ok(cluster) = cluster::open(root) {
         note!("a cluster runs already: it is used, with the images of this tree");
         cluster::deploy(root)?;
         return Ok((cluster, false));
     }
-    let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
+    let cluster = cluster::up(root, options, &image::ALL)?;
     // They start while operator and agents do.
     let ready = Lab::order(&cluster, bench::NAMESPACE, bench::pods(&cluster))
         .and_then(|()| cluster.install(root));
