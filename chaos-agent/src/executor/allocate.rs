@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::maps::MapError;
 use chaos_abi::CANARY_RULE;
 use chaos_abi::network::MAX_TARGETS;
 
 use super::ArmError;
-use crate::kernel::maps::Pinned;
+use crate::kernel::clock;
 
 /// Rule ids and peer sets in use.
 #[derive(Default)]
@@ -26,9 +25,9 @@ impl Ids {
     }
 
     /// A free rule, and a generation that this slot has not had.
-    pub(super) fn rule(&mut self, maps: &Pinned) -> Result<(u32, u32), ArmError> {
+    pub(super) fn rule(&mut self) -> Result<(u32, u32), ArmError> {
         if self.generation == 0 {
-            self.generation = newest_generation(maps)?;
+            self.generation = first_generation(clock::now_ns());
         }
         let id = (0..CANARY_RULE)
             .find(|id| !self.rules.contains_key(id))
@@ -57,11 +56,11 @@ impl Ids {
     }
 }
 
-fn newest_generation(maps: &Pinned) -> Result<u32, MapError> {
-    let (network, clock) = (maps.rules()?, maps.clock_rules()?);
-    let network = network.iter().map(|(_, rule)| rule.generation);
-    let clock = clock.iter().map(|(_, rule)| rule.generation);
-    Ok(network.chain(clock).max().unwrap_or(0))
+/// Later than all that predecessors have given, unless they armed a thousand rules a second all the time:
+/// milliseconds since the node booted. To ask each of the kernel's rules would take a while.
+fn first_generation(now_ns: u64) -> u32 {
+    // After 50 days it begins anew, when nobody remembers who had them.
+    ((now_ns / 1_000_000) as u32).max(1)
 }
 
 /// Slots of devices in use.
@@ -86,6 +85,17 @@ impl<I: Iterator<Item = u16>> Slots<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_gives_other_generations_than_those_before_it() {
+        let (first, hour) = (30_000_000_000, 3_600_000_000_000);
+        assert_eq!(first_generation(first), 30_000);
+        assert!(first_generation(first + hour) > first_generation(first) + 3_000_000);
+        assert_eq!(first_generation(0), 1);
+        let mut ids = Ids::default();
+        let (one, two) = (ids.rule().expect("free"), ids.rule().expect("free"));
+        assert!(one.0 != two.0 && one.1 != two.1, "{one:?} {two:?}");
+    }
 
     #[test]
     fn the_lowest_free_slot_is_taken() {

@@ -105,7 +105,7 @@ impl Executor {
         for rule in &mut rules {
             let life = match last {
                 Some((mechanism, life)) if mechanism == rule.mechanism => life,
-                _ => self.ids.rule(&self.maps)?,
+                _ => self.ids.rule()?,
             };
             last = Some((rule.mechanism, life));
             (rule.id, rule.generation) = life;

@@ -33,15 +33,33 @@ pub struct Layout {
     strings: Range<usize>,
 }
 
+/// What a kernel's types say to those who ask for fields and functions.
+pub struct Types {
+    /// Where fields are.
+    pub layout: Layout,
+    /// Functions and tracepoints, those that were asked for.
+    pub functions: Btf,
+}
+
+impl Types {
+    /// Of the kernel that runs. It takes a while: a kernel has a hundred thousand types.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub fn of_this_kernel(functions: &[&str]) -> Result<Self, String> {
+        let why = |error: io::Error| format!("failed to read the kernel's types: {error}");
+        let layout = Layout::of_this_kernel().map_err(why)?;
+        let functions = layout.only(functions).map_err(why)?;
+        Ok(Self { layout, functions })
+    }
+}
+
 /// A field whose place is asked for.
 pub type Field = (&'static str, &'static str);
 
 impl Layout {
-    /// Of the kernel that runs.
-    ///
-    /// # Errors
-    /// When it gives out none (CONFIG_DEBUG_INFO_BTF), or one in a form that is not known.
-    pub fn of_this_kernel() -> io::Result<Self> {
+    /// Of the kernel that runs: an error when it gives out none (CONFIG_DEBUG_INFO_BTF), or one in a form that is not known.
+    fn of_this_kernel() -> io::Result<Self> {
         let bytes = fs::read(Path::new(VMLINUX)).map_err(|error| {
             io::Error::new(error.kind(), format!("failed to read {VMLINUX}: {error}"))
         })?;

@@ -1,6 +1,7 @@
 //! The pinned maps, typed. The kernel is the truth: the daemon writes through these handles and
 //! the CLI reads through them, whether a daemon lives or not.
 
+mod batch;
 mod clock;
 
 use std::io;
@@ -183,14 +184,8 @@ impl Pinned {
     /// # Errors
     /// What the kernel answers.
     pub fn rules(&self) -> Result<Vec<(u32, Rule)>, MapError> {
-        let mut used = Vec::new();
-        for (id, rule) in (0..).zip(self.rules.iter()) {
-            let Plain(rule) = rule?;
-            if rule.generation != 0 {
-                used.push((id, rule));
-            }
-        }
-        Ok(used)
+        let all = (0..).zip(batch::elements(&self.rules)?);
+        Ok(all.filter(|(_, rule)| rule.generation != 0).collect())
     }
 
     /// A rule's counters, summed over CPUs.

@@ -27,7 +27,7 @@ use chaos_planner::fault::Mode;
 pub use self::skipped::{Dispatchers, pinned};
 pub use self::stubs::Stubs;
 use super::{MechanismError, find_mut, io_error, pin, program, unpin};
-use crate::kernel::btf::{Field, Layout};
+use crate::kernel::btf::{Field, Types};
 use crate::kernel::links;
 use crate::kernel::lockdown;
 use crate::kernel::objects::{LoadError, Loader};
@@ -39,10 +39,16 @@ const _: () = assert!(
         && *clock::DRIFTS_PPM.end() == *DRIFTS_PPM.end()
 );
 
-/// Behind the system call of those who sleep until a time. Always attached: whoever is in there when it
-/// is attached is not seen to come out, and a sleep that the beginning of a fault interrupts has to keep
-/// its end.
-const SLEEPS: &str = "clock_shift_nanosleep";
+/// Always attached, where few ever pass; attaching takes the kernel longer than all else of a fault. Behind
+/// the system call of those who sleep until a time one has to be there before a fault, too: whoever is in
+/// there when it is attached is not seen to come out, and a sleep that the beginning of a fault interrupts
+/// has to keep its end.
+const STANDING: [&str; 4] = [
+    "clock_shift_nanosleep",
+    EXEC,
+    "clock_shift_itimer_read",
+    "clock_shift_itimer",
+];
 
 const EXEC: &str = "clock_shift_exec";
 
@@ -66,7 +72,7 @@ pub struct ClockShift {
 }
 
 impl ClockShift {
-    /// Loads the programs; nothing is attached yet.
+    /// Loads the programs; nothing is attached yet. `types` are the kernel's, with its [`functions`].
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`. The maps are there all the same.
@@ -74,14 +80,14 @@ impl ClockShift {
         loader: &mut Loader,
         pins: &Path,
         proc_root: &Path,
+        types: Result<Types, String>,
     ) -> Result<Self, MechanismError> {
         /// They do not change while a kernel runs.
         static KNOWN: OnceLock<Vec<(&str, u32)>> = OnceLock::new();
-        let layout = Layout::of_this_kernel();
         let fields = arch::ARGUMENTS.into_iter().chain(BPRM).chain(waits::FIELDS);
         let (names, fields): (Vec<&str>, Vec<Field>) = fields.unzip();
-        let offsets = match &layout {
-            Ok(layout) => layout.offsets(&fields),
+        let offsets = match &types {
+            Ok(types) => types.layout.offsets(&fields),
             Err(_) => vec![None; fields.len()],
         };
         // The object is loaded all the same, for its maps.
@@ -90,7 +96,7 @@ impl ClockShift {
         let known = KNOWN.get_or_init(|| known.collect());
         let mut ebpf = loader.load_with(Mechanism::ClockShift, known)?;
         let stubs = Stubs::new(proc_root.to_owned(), pins)?;
-        let layout = layout.map_err(io_error("find the kernel's structures"))?;
+        let Types { functions, .. } = types.map_err(MechanismError::Target)?;
         if let Some((global, _)) = names
             .iter()
             .zip(&offsets)
@@ -100,24 +106,20 @@ impl ClockShift {
                 "this kernel's BTF does not say where the field for {global} is"
             )));
         }
-        let functions = exits().chain(waits::ENTRIES).map(|(_, function)| function);
-        let names: Vec<_> = functions.chain([EXEC_TRACED_AS]).collect();
-        let btf = layout.only(&names);
-        let btf = btf.map_err(io_error("read the kernel's BTF"))?;
         for (name, function) in exits() {
             for name in dispatcher_and_body(name) {
                 let exit: &mut FExit = find_mut(&mut ebpf, &name)?;
-                exit.load(function, &btf).map_err(refused)?;
+                exit.load(function, &functions).map_err(refused)?;
             }
         }
         for name in dispatcher_and_body(EXEC) {
             let exec: &mut BtfTracePoint = find_mut(&mut ebpf, &name)?;
-            exec.load(EXEC_POINT, &btf).map_err(refused)?;
+            exec.load(EXEC_POINT, &functions).map_err(refused)?;
         }
         for (name, function) in waits::ENTRIES {
             for name in dispatcher_and_body(name) {
                 let entry: &mut FEntry = find_mut(&mut ebpf, &name)?;
-                entry.load(function, &btf).map_err(refused)?;
+                entry.load(function, &functions).map_err(refused)?;
             }
         }
         probes::load(&mut ebpf)?;
@@ -134,18 +136,19 @@ impl ClockShift {
         &mut self.ebpf
     }
 
-    /// Attaches the one dispatcher that has to be there before there is a fault, [`SLEEPS`]; with it the
-    /// others, if a predecessor has any of them attached.
+    /// Attaches the dispatchers that are there before there is a fault, [`STANDING`]; with them the others, if
+    /// a predecessor has any of them attached.
     ///
     /// # Errors
     /// [`MechanismError`], in words for `doctor`.
     pub fn begin(&mut self) -> Result<(), MechanismError> {
-        let taken_over =
-            hooks().any(|name| name != SLEEPS && links::path(&self.pins, name).exists());
+        let taken_over = passing().any(|name| links::path(&self.pins, name).exists());
         if taken_over {
             return self.attach();
         }
-        self.attach_at(SLEEPS)?;
+        STANDING
+            .into_iter()
+            .try_for_each(|name| self.attach_at(name))?;
         self.stubs.dispatchers = Dispatchers::of_links(&self.pins);
         Ok(())
     }
@@ -206,7 +209,7 @@ impl ClockShift {
         self.attached
     }
 
-    /// Removes the dispatchers from the kernel's functions, but for [`SLEEPS`].
+    /// Removes the dispatchers from the kernel's functions, but for those of [`STANDING`].
     ///
     /// # Errors
     /// When a pin cannot be removed.
@@ -214,7 +217,7 @@ impl ClockShift {
         self.attached = false;
         self.stubs.probes.detach_all();
         // Those that lend a program's memory go before those that give it back.
-        for name in hooks().rev().filter(|name| *name != SLEEPS) {
+        for name in passing().rev() {
             unpin(&links::path(&self.pins, name))?;
         }
         self.stubs.dispatchers = Dispatchers::of_links(&self.pins);
@@ -227,7 +230,8 @@ impl ClockShift {
     /// When a pin cannot be removed.
     pub fn detach(&mut self) -> Result<(), MechanismError> {
         self.rest()?;
-        unpin(&links::path(&self.pins, SLEEPS))
+        let mut standing = STANDING.into_iter().rev();
+        standing.try_for_each(|name| unpin(&links::path(&self.pins, name)))
     }
 
     /// What the kernel is told, but for generation and deadline, at CLOCK_MONOTONIC nanoseconds `now`,
@@ -259,6 +263,17 @@ fn hooks() -> impl DoubleEndedIterator<Item = &'static str> {
     let exits = exits().map(|(name, _)| name);
     let entries = waits::ENTRIES.into_iter().map(|(name, _)| name);
     exits.chain([EXEC]).chain(entries)
+}
+
+/// Those that are there while a fault on a clock needs them.
+fn passing() -> impl DoubleEndedIterator<Item = &'static str> {
+    hooks().filter(|name| !STANDING.contains(name))
+}
+
+/// Names of the kernel's functions and tracepoints that programs are attached to.
+pub fn functions() -> Vec<&'static str> {
+    let functions = exits().chain(waits::ENTRIES).map(|(_, function)| function);
+    functions.chain([EXEC_TRACED_AS]).collect()
 }
 
 fn exits() -> impl DoubleEndedIterator<Item = (&'static str, &'static str)> {

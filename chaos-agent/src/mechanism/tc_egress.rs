@@ -25,6 +25,7 @@ use super::links::detour_names;
 use super::tc::Way;
 use super::tcx::{self, Tcx};
 use super::{MechanismError, canary, find, io_error, program, tc_ingress};
+use crate::kernel::btf::Types;
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};
 use crate::kernel::netns;
@@ -110,14 +111,20 @@ pub struct Tried {
 }
 
 impl TcEgress {
-    /// Loads the programs; nothing is attached yet. `packets` is the most that one detour holds.
+    /// Loads the programs; nothing is attached yet. `packets` is the most that one detour holds, `types`
+    /// are the kernel's.
     ///
     /// # Errors
     /// [`MechanismError`]
-    pub fn load(loader: &mut Loader, way: Way, packets: u32) -> Result<Self, MechanismError> {
+    pub fn load(
+        loader: &mut Loader,
+        way: Way,
+        packets: u32,
+        types: &Result<Types, String>,
+    ) -> Result<Self, MechanismError> {
         let (ebpf, no_receivers) = match way {
             Way::Egress => (load_with(loader, way, &[])?, None),
-            Way::Ingress => tc_ingress::load(loader)?,
+            Way::Ingress => tc_ingress::load(loader, types)?,
         };
         Ok(Self {
             ebpf,

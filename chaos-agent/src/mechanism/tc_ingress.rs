@@ -14,7 +14,7 @@ use chaos_planner::fault::NetworkEffect;
 use super::MechanismError;
 use super::tc::Way;
 use super::tc_egress::{TcEgress, load_with};
-use crate::kernel::btf::{Field, Layout};
+use crate::kernel::btf::{Field, Types};
 use crate::kernel::objects::Loader;
 
 /// Constants of the program, and the fields whose offsets together they are.
@@ -43,8 +43,11 @@ static UNKNOWN: [(&str, u32); PLACES.len()] = {
 };
 
 /// Loads the programs. Beside them why they cannot tell which socket receives a packet, if so.
-pub(super) fn load(loader: &mut Loader) -> Result<(Ebpf, Option<String>), MechanismError> {
-    let why = match places() {
+pub(super) fn load(
+    loader: &mut Loader,
+    types: &Result<Types, String>,
+) -> Result<(Ebpf, Option<String>), MechanismError> {
+    let why = match places(types) {
         Ok(places) => match load_with(loader, Way::Ingress, places) {
             Ok(ebpf) => return Ok((ebpf, None)),
             // As where the kernel is locked down, and lets nobody read its memory.
@@ -64,17 +67,17 @@ pub(super) fn refusal(why: &str) -> String {
 }
 
 /// The constants of the kernel that runs.
-fn places() -> Result<&'static [(&'static str, u32)], String> {
+fn places(types: &Result<Types, String>) -> Result<&'static [(&'static str, u32)], String> {
     /// They do not change while it does.
     static PLACES_HERE: OnceLock<Result<Vec<(&str, u32)>, String>> = OnceLock::new();
     let places = PLACES_HERE.get_or_init(|| {
-        let layout = Layout::of_this_kernel().map_err(|error| error.to_string())?;
+        let types = types.as_ref().map_err(Clone::clone)?;
         let fields: Vec<_> = PLACES
             .iter()
             .flat_map(|(_, fields)| *fields)
             .copied()
             .collect();
-        sums(&layout.offsets(&fields))
+        sums(&types.layout.offsets(&fields))
     });
     places.as_deref().map_err(Clone::clone)
 }

@@ -16,13 +16,14 @@ use super::entry::Entry;
 use super::{Node, Options, Owner};
 use crate::executor::{ArmedRule, Executor, Programs};
 use crate::journal::{self, Journal};
+use crate::kernel::btf::Types;
 use crate::kernel::clock;
 use crate::kernel::generation::{Generation, GenerationError};
 use crate::kernel::maps::{self, MapsError, Pinned};
 use crate::kernel::objects::{self, Loader};
 use crate::mechanism::MechanismError;
 use crate::mechanism::cgroup_drop::CgroupDrop;
-use crate::mechanism::clock_shift::ClockShift;
+use crate::mechanism::clock_shift::{self, ClockShift};
 use crate::mechanism::tc::Way;
 use crate::mechanism::tc_egress::{TcEgress, Tried};
 use crate::mechanism::tcx::Tcx;
@@ -81,15 +82,18 @@ impl Node {
         if !statfs(&options.bpffs).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
             return Err(OpenError::NoBpffs(options.bpffs));
         }
+        // Then nobody has left anything: to look for it is to ask for thousands of rules.
+        let is_fresh = !pins.exists();
         fs::create_dir_all(&pins).map_err(io_error(format!("create {}", pins.display())))?;
 
         let budget = u32::try_from(options.delay_budget / 1024).unwrap_or(u32::MAX);
         let mut loader = Loader::new(&pins);
+        let types = Types::of_this_kernel(&clock_shift::functions());
         let cgroup_drop = CgroupDrop::load(&mut loader, &pins, &options.cgroup_root);
         // No packet counts less than one unit of the budget.
-        let mut load = |way| TcEgress::load(&mut loader, way, budget.max(1));
+        let mut load = |way| TcEgress::load(&mut loader, way, budget.max(1), &types);
         let tc = [Way::Egress, Way::Ingress].map(|way| (way.mechanism(), load(way)));
-        let clock_shift = ClockShift::load(&mut loader, &pins, &options.proc_root);
+        let clock_shift = ClockShift::load(&mut loader, &pins, &options.proc_root, types);
         let mut maps = match Pinned::open(&options.bpffs) {
             Ok(maps) => maps,
             Err(error) => {
@@ -189,9 +193,12 @@ impl Node {
                 tracing::warn!(fault = %armed.fault.id, %error, "failed to undo what a predecessor did");
             }
         }
-        let swept = executor
-            .sweep(&keep)
-            .and_then(|n| executor.settle(&keep).map(|()| n));
+        let swept = if is_fresh {
+            Ok(0)
+        } else {
+            executor.sweep(&keep)
+        };
+        let swept = swept.and_then(|n| executor.settle(&keep).map(|()| n));
         match swept {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "removed what a predecessor left half done"),

@@ -4,7 +4,7 @@ use aya::maps::MapError;
 use chaos_abi::clock::ClockRule;
 use chaos_abi::network::Rule;
 
-use super::{Pinned, Plain, TargetKind};
+use super::{Pinned, Plain, TargetKind, batch};
 
 impl Pinned {
     /// A clock rule; one with generation 0 is a free slot.
@@ -28,14 +28,8 @@ impl Pinned {
     /// # Errors
     /// What the kernel answers.
     pub fn clock_rules(&self) -> Result<Vec<(u32, ClockRule)>, MapError> {
-        let mut used = Vec::new();
-        for (id, rule) in (0..).zip(self.clock_rules.iter()) {
-            let Plain(rule) = rule?;
-            if rule.generation != 0 {
-                used.push((id, rule));
-            }
-        }
-        Ok(used)
+        let all = (0..).zip(batch::elements(&self.clock_rules)?);
+        Ok(all.filter(|(_, rule)| rule.generation != 0).collect())
     }
 
     /// Which life of its slot a rule of these targets has; 0 is a free slot.
