@@ -85,9 +85,9 @@ impl Netlink {
     ///
     /// # Errors
     /// When the namespace cannot be entered, or what `act` fails with.
-    pub fn within<T: Send, E: Send + From<io::Error>>(
+    pub fn within<T, E: From<io::Error>>(
         &self,
-        act: impl FnOnce() -> Result<T, E> + Send,
+        act: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         match &self.namespace {
             Some(file) => netns::within_open(file, act),

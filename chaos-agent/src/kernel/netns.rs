@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -35,14 +34,17 @@ pub fn find(proc_root: &Path, inode_wanted: u64, likely: &Path) -> Option<PathBu
     processes.chain(kept).find(|path| is(path))
 }
 
-/// Runs `act` on a thread inside the namespace. The thread ends with it, so nothing else of this
-/// process is ever in a foreign namespace.
+/// Runs `act` with this thread inside the namespace, and comes back. A thread of its own would be no
+/// safer and take longer than most of what is done inside.
 ///
 /// # Errors
 /// When the namespace cannot be opened or entered, or what `act` fails with.
-pub fn within<T: Send, E: Send + From<io::Error>>(
+///
+/// # Panics
+/// When this thread cannot come back: it must do nothing more.
+pub fn within<T, E: From<io::Error>>(
     namespace: &Path,
-    act: impl FnOnce() -> Result<T, E> + Send,
+    act: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
     within_open(&File::open(namespace)?, act)
 }
@@ -51,39 +53,44 @@ pub fn within<T: Send, E: Send + From<io::Error>>(
 ///
 /// # Errors
 /// As [`within`].
-pub fn within_open<T: Send, E: Send + From<io::Error>>(
+///
+/// # Panics
+/// As [`within`].
+pub fn within_open<T, E: From<io::Error>>(
     namespace: &File,
-    act: impl FnOnce() -> Result<T, E> + Send,
+    act: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    on_thread(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-        act()
-    })
+    let home = Home(File::open("/proc/thread-self/ns/net")?);
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+    let done = act();
+    drop(home);
+    done
+}
+
+/// The namespace that a thread comes back to, whatever happens in the other.
+struct Home(File);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let back = setns(&self.0, CloneFlags::CLONE_NEWNET);
+        assert!(
+            back.is_ok(),
+            "failed to come back from a network namespace: {back:?}"
+        );
+    }
 }
 
 /// Runs `act` in a new namespace that is gone afterwards.
 ///
 /// # Errors
 /// When no namespace can be made, or what `act` fails with.
-pub fn scratch<T: Send, E: Send + From<io::Error>>(
-    act: impl FnOnce() -> Result<T, E> + Send,
-) -> Result<T, E> {
-    on_thread(move || {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-        act()
-    })
-}
-
-fn on_thread<T: Send, E: Send + From<io::Error>>(
-    act: impl FnOnce() -> Result<T, E> + Send,
-) -> Result<T, E> {
-    thread::scope(|scope| {
-        thread::Builder::new()
-            .name("netns".into())
-            .spawn_scoped(scope, act)?
-            .join()
-            .unwrap_or_else(
-                |_| Err(io::Error::other("the thread in the namespace panicked").into()),
-            )
-    })
+///
+/// # Panics
+/// As [`within`].
+pub fn scratch<T, E: From<io::Error>>(act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let home = Home(File::open("/proc/thread-self/ns/net")?);
+    unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+    let done = act();
+    drop(home);
+    done
 }
