@@ -20,7 +20,7 @@ use super::{asked_pairs, tell};
 use crate::cgroup::Cgroup;
 use crate::figures::statistics::percentile;
 use crate::figures::{Aim, Figure};
-use crate::netns::Pair;
+use crate::netns::{DEVICE, Pair};
 use crate::node::{delayed, egress, fault, pinned, resident};
 use crate::process::Place;
 use crate::program::{Program, Running, Scratch};
@@ -30,6 +30,9 @@ use crate::vm_test;
 pub(crate) const NAME: &str = "bench::agent::";
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// For how long a fault has been over when the next one is asked for.
+const QUIET: Duration = Duration::from_millis(300);
 
 /// The agent's thread, with the node that it owns.
 pub(super) struct Agent {
@@ -148,10 +151,21 @@ fn from_a_set_to_the_first_packet_hit() -> Result<()> {
         loss: Some(Chance::of(1_000_000)),
         ..egress()
     };
-    for (name, effect) in [("partition", partition), ("loss", loss), ("delay", delay())] {
+    // Of a pod the agent knows which device is meant; of a host's cgroup it looks for those with routes.
+    let on_device = |effect| NetworkEffect {
+        device: Some(DEVICE.into()),
+        ..effect
+    };
+    for (name, effect) in [
+        ("partition", partition),
+        ("loss", on_device(loss)),
+        ("delay", on_device(delay())),
+    ] {
         let mut times = Vec::new();
         // The first is not counted: it makes what later ones find, such as clsact.
         for n in 0..=runs {
+            // What the kernel shows as gone the agent goes on tidying up after.
+            sleep(QUIET);
             let from = agent.desire(vec![fault("f", &target, effect.clone())])?;
             let hit = agent.first_hit()?;
             agent.clear()?;
