@@ -87,11 +87,17 @@ pub(crate) struct Cluster {
 }
 
 /// `cargo xtask up`: starts a cluster, or says that it runs. A new cluster has `images` on its nodes
-/// from the start, beside what every pod needs; importing them later takes longer.
+/// from the start, beside what every pod needs; importing them later takes longer. `meanwhile` is done with
+/// a new one as soon as its API server answers, while the nodes start.
 ///
 /// # Errors
 /// If a part of setup fails, or the cluster does not become ready: its logs are kept then.
-pub(crate) fn up(root: &Path, options: &Options, images: &[Image]) -> Result<Cluster> {
+pub(crate) fn up(
+    root: &Path,
+    options: &Options,
+    images: &[Image],
+    meanwhile: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<Cluster> {
     let state = state_directory(root);
     let _lock = lock(root)?;
     if let Some(cluster) = Cluster::read(&state)? {
@@ -192,6 +198,7 @@ pub(crate) fn up(root: &Path, options: &Options, images: &[Image]) -> Result<Clu
         })?;
         control_plane.start_controllers(|daemon| cluster.remember(daemon))?;
         cluster.bind_kube_proxy()?;
+        meanwhile(&cluster)?;
         for number in 1..=count {
             let name = address::node_name(number);
             step::step(&format!("{name} ready"), |step| {

@@ -109,11 +109,12 @@ fn cluster(root: &Path, options: &cluster::Options) -> Result<(Cluster, bool)> {
         cluster::deploy(root)?;
         return Ok((cluster, false));
     }
-    let cluster = cluster::up(root, options, &image::ALL)?;
-    // They start while operator and agents do.
-    let ready = Lab::order(&cluster, bench::NAMESPACE, bench::pods(&cluster))
-        .and_then(|()| cluster.install(root));
-    if let Err(error) = ready {
+    let cluster = cluster::up(root, options, &image::ALL, |cluster| {
+        cluster.begin_install(root)?;
+        // They start while operator and agents do.
+        Lab::order(cluster, bench::NAMESPACE, bench::pods(cluster))
+    })?;
+    if let Err(error) = cluster.install(root) {
         // Else the next run would take what is left for a cluster of the user's.
         cluster::down(root)?;
         return Err(error);

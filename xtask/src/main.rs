@@ -112,7 +112,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&root, &options)?,
         Task::Setup => setup::run(&root)?,
         Task::Up(options) => {
-            cluster::describe(&cluster::up(&root, &options, &[image::PROBE])?);
+            let cluster = cluster::up(&root, &options, &[image::PROBE], |_| Ok(()))?;
+            cluster::describe(&cluster);
         }
         Task::Down => cluster::down(&root)?,
         Task::Ssh { node, command } => {

@@ -14,6 +14,18 @@ const PATIENCE: &str = "--timeout=300s";
 const WORKLOADS: [&str; 2] = ["deployment/chaos-operator", "daemonset/chaos-agent"];
 
 impl Cluster {
+    /// Applies `deploy/` without the agents, and waits for nothing: that can be done while nodes start.
+    /// [`Self::install`] goes on from there.
+    ///
+    /// # Errors
+    /// If the API server refuses something.
+    pub(crate) fn begin_install(&self, root: &Path) -> Result<()> {
+        // An agent that is there before its certificate waits much longer than that takes: the kubelet
+        // looks again after 1, 2, 4, … seconds.
+        let others = ["--selector", "app.kubernetes.io/name!=chaos-agent"];
+        step::output(self.apply(root).args(others)).map(drop)
+    }
+
     /// Applies `deploy/` and waits until operator and agents are ready. Their images must have been
     /// loaded; where they ran already they are started anew, from the images that are there now.
     ///
@@ -22,16 +34,8 @@ impl Cluster {
     pub(crate) fn install(&self, root: &Path) -> Result<()> {
         step::step("install Faultline", |step| {
             let ran = step::output(self.in_namespace().arg("get").args(WORKLOADS)).is_ok();
-            let deploy = root.join("deploy");
-            let apply = |selector: &[&str]| {
-                let mut command = self.kubectl();
-                command.args(["apply", "--server-side", "-k"]).arg(&deploy);
-                step.run(command.args(selector))
-            };
             if !ran {
-                // An agent that is there before its certificate waits much longer than that takes: the
-                // kubelet looks again after 1, 2, 4, … seconds.
-                apply(&["--selector", "app.kubernetes.io/name!=chaos-agent"])?;
+                self.begin_install(root)?;
                 let secret = "secret/faultline-agent-tls";
                 step.run(
                     self.in_namespace()
@@ -39,7 +43,7 @@ impl Cluster {
                 )
                 .with_context(|| format!("there is no {secret}:\n{}", self.pods()))?;
             }
-            apply(&[])?;
+            step.run(&mut self.apply(root))?;
             if ran {
                 step.run(
                     self.in_namespace()
@@ -56,6 +60,13 @@ impl Cluster {
             }
             Ok(())
         })
+    }
+
+    fn apply(&self, root: &Path) -> std::process::Command {
+        let mut command = self.kubectl();
+        command.args(["apply", "--server-side", "-k"]);
+        command.arg(root.join("deploy"));
+        command
     }
 
     fn in_namespace(&self) -> std::process::Command {

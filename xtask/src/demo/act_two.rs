@@ -140,9 +140,12 @@ pub(super) fn prepare(root: &FilePath) -> Result<Prepared> {
             cluster
         }
         Err(_) => {
-            let cluster = cluster::up(root, &cluster::Options::default(), &image::ALL)?;
-            // They start while operator and agents do.
-            Lab::order(&cluster, NAMESPACE, &PODS)?;
+            let options = cluster::Options::default();
+            let cluster = cluster::up(root, &options, &image::ALL, |cluster| {
+                cluster.begin_install(root)?;
+                // They start while operator and agents do.
+                Lab::order(cluster, NAMESPACE, &PODS)
+            })?;
             cluster.install(root)?;
             cluster
         }
