@@ -1,4 +1,4 @@
-//! The disk of a cluster's node: Debian 13 with containerd, runc and the CNI plugins, and the modules
+//! The disk of a cluster's node: Debian 13 with containerd, crun and the CNI plugins, and the modules
 //! of the kernel it boots. What differs from node to node comes on a second disk at boot
 //! (`cluster/node.rs`), so one image serves all.
 
@@ -23,11 +23,12 @@ const SUITE: &str = "trixie";
 pub(crate) const KERNEL: Series = Series::V6_12;
 
 /// Beside the essential packages.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "busybox-static",
     "conntrack",
     "containerd",
     "containernetworking-plugins",
+    "crun",
     "dropbear-bin",
     "iproute2",
     "iputils-ping",
