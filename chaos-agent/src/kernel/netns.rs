@@ -60,11 +60,19 @@ pub fn within_open<T, E: From<io::Error>>(
     namespace: &File,
     act: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let home = Home(File::open("/proc/thread-self/ns/net")?);
+    let home = Home(of_this_thread()?);
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
     let done = act();
     drop(home);
     done
+}
+
+/// The namespace that this thread is in, which lives as long as the file is open.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn of_this_thread() -> io::Result<File> {
+    File::open("/proc/thread-self/ns/net")
 }
 
 /// The namespace that a thread comes back to, whatever happens in the other.
@@ -88,7 +96,7 @@ impl Drop for Home {
 /// # Panics
 /// As [`within`].
 pub fn scratch<T, E: From<io::Error>>(act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    let home = Home(File::open("/proc/thread-self/ns/net")?);
+    let home = Home(of_this_thread()?);
     unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
     let done = act();
     drop(home);

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::links::detour_names;
 use super::tc::Way;
-use super::tcx::{self, Tcx};
+use super::tcx::{Anchor, Tcx};
 use super::{MechanismError, canary, find, io_error, program, tc_ingress};
 use crate::kernel::btf::Types;
 use crate::kernel::maps::Pinned;
@@ -76,17 +76,15 @@ impl Needs {
     }
 }
 
-/// The device that every network namespace has.
-const LOOPBACK: u32 = 1;
-
 /// The loaded programs of one way.
 pub struct TcEgress {
     ebpf: Ebpf,
     way: Way,
     /// The most packets that one detour holds.
     packets: u32,
-    /// What is put on a target's device is put there by tcx.
-    by_tcx: bool,
+    /// What is put on a target's device is put there by tcx, whose hook this keeps in use; `None` where
+    /// there is none.
+    tcx: Option<Anchor>,
     /// Why it cannot be told which socket receives a packet; of what comes in only.
     no_receivers: Option<String>,
 }
@@ -130,14 +128,14 @@ impl TcEgress {
             ebpf,
             way,
             packets,
-            by_tcx: false,
+            tcx: None,
             no_receivers,
         })
     }
 
     /// Whether it is attached by tcx where nothing else is, as [`Self::probe`] has found.
     pub const fn is_by_tcx(&self) -> bool {
-        self.by_tcx
+        self.tcx.is_some()
     }
 
     /// What it has loaded.
@@ -183,9 +181,13 @@ impl TcEgress {
     /// # Errors
     /// What this kernel cannot do and has to, in words for `doctor`.
     pub fn probe(&mut self) -> Result<Tried, MechanismError> {
-        let (way, ebpf) = (self.way, &mut self.ebpf);
-        let no_tcx = netns::scratch(|| tcx::try_on(ebpf, LOOPBACK, way)).err();
-        self.by_tcx = no_tcx.is_none();
+        let no_tcx = match Anchor::cast(&mut self.ebpf, self.way) {
+            Ok(anchor) => {
+                self.tcx = Some(anchor);
+                None
+            }
+            Err(error) => Some(error),
+        };
         let whole = Needs {
             detour: true,
             checksums: true,
@@ -225,7 +227,7 @@ impl TcEgress {
                 checksums: false,
                 longest_delay: Duration::ZERO,
             };
-            self.try_attach(&mut netlink, &mut device, needs, !self.by_tcx)
+            self.try_attach(&mut netlink, &mut device, needs, !self.is_by_tcx())
                 .map(drop)
         })
     }
@@ -248,7 +250,7 @@ impl TcEgress {
         // Where that cannot be read, it is left to those who detach.
         let had_filter = netlink.has_filter(index, hook).unwrap_or(true);
         // A device keeps what it has, whoever put it there: of two programs, both would act.
-        let by_tcx = tcx.is_attached(netlink, device) || self.by_tcx && !had_filter;
+        let by_tcx = tcx.is_attached(netlink, device) || self.is_by_tcx() && !had_filter;
         let attached = self.try_attach(netlink, device, needs, !by_tcx);
         if attached.is_err() {
             // Back to what was there, the filter before what it sends packets to; the first error is the

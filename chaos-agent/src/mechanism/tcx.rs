@@ -5,7 +5,7 @@
 //! A link is not in the journal: it is found again by its pin, which outlives the device.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,11 @@ use super::tc_egress::Device;
 use super::{MechanismError, find_mut, io_error, pin, program, unpin};
 use crate::kernel::links;
 use crate::kernel::netlink::Netlink;
+use crate::kernel::netns;
 use crate::kernel::objects::Loader;
+
+/// The device that every network namespace has.
+const LOOPBACK: u32 = 1;
 
 /// All links of this node.
 pub struct Tcx {
@@ -172,14 +176,32 @@ impl Tcx {
     }
 }
 
-/// Whether this kernel has tcx: puts the dispatcher on a device of this thread's namespace, and takes
-/// it away again.
-///
-/// # Errors
-/// What the kernel answers, in words for `doctor`.
-pub(super) fn try_on(ebpf: &mut Ebpf, index: u32, way: Way) -> Result<(), MechanismError> {
-    let [on_device, ..] = way.programs();
-    put(find_mut(ebpf, on_device)?, index, way).map(drop)
+/// A dispatcher where no packet ever passes. The first program of tcx on a node, and the last that goes, make
+/// the kernel wait for a grace period and rewrite the code that all packets pass, on all CPUs
+/// (`tcx_skeys_inc`, include/net/tcx.h): with this one neither a fault nor a bystander waits for that. It goes
+/// with the agent.
+pub(super) struct Anchor {
+    _link: FdLink,
+    /// Its device goes with the namespace, and that with the last who holds it.
+    _namespace: File,
+}
+
+impl Anchor {
+    /// On the loopback device of a new namespace. Shows whether this kernel has tcx.
+    ///
+    /// # Errors
+    /// What the kernel answers, in words for `doctor`.
+    pub(super) fn cast(ebpf: &mut Ebpf, way: Way) -> Result<Self, MechanismError> {
+        let [on_device, ..] = way.programs();
+        netns::scratch(|| {
+            let namespace = netns::of_this_thread();
+            let namespace = namespace.map_err(io_error("open a new network namespace"))?;
+            Ok(Self {
+                _link: put(find_mut(ebpf, on_device)?, LOOPBACK, way)?,
+                _namespace: namespace,
+            })
+        })
+    }
 }
 
 /// For as long as the link lives, on a device of this thread's namespace.
