@@ -13,6 +13,7 @@ pub mod mechanism;
 pub mod metrics;
 pub mod node;
 pub mod node_thread;
+pub mod priority;
 pub mod server;
 pub mod target;
 pub mod wire;

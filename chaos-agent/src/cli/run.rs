@@ -12,7 +12,7 @@ use super::Context;
 use crate::args::RunArgs;
 use crate::health::{self, Ready};
 use crate::identity::Identity;
-use crate::{node_thread, server};
+use crate::{node_thread, priority, server};
 
 pub(super) async fn run(context: Context, args: RunArgs) -> anyhow::Result<ExitCode> {
     let name = match args.node_name {
@@ -27,6 +27,13 @@ pub(super) async fn run(context: Context, args: RunArgs) -> anyhow::Result<ExitC
         signal(SignalKind::interrupt())?,
     );
     let node = node_thread::spawn(&name, move || node_thread::open(options))?;
+    // Not before: opening the node is much work, and nobody waits for it.
+    if let Err(error) = priority::raise() {
+        tracing::warn!(
+            %error,
+            "not ahead of other programs: while this node's CPUs are busy, faults begin late; grant CAP_SYS_NICE"
+        );
+    }
     for capability in &node.capabilities().mechanisms {
         let mechanism = capability.mechanism.name();
         if capability.supported {

@@ -2,6 +2,7 @@
 
 mod beside;
 mod budget;
+mod busy;
 mod cycles;
 mod deadline;
 mod figures;

@@ -64,6 +64,9 @@ const CAPABILITIES: [(u32, &str); 5] = [
     (39, "BPF"),
 ];
 
+/// The same for what it can do without.
+const SYS_NICE: (u32, &str) = (23, "SYS_NICE");
+
 /// `uname -r`
 pub(super) fn kernel() -> String {
     nix::sys::utsname::uname()
@@ -73,13 +76,16 @@ pub(super) fn kernel() -> String {
 
 /// All rows.
 pub(super) fn checks(options: &Options) -> Vec<Check> {
+    let status = options.proc_root.join("self/status");
+    let status = fs::read_to_string(status).unwrap_or_default();
     let mut checks = vec![
         Check {
             what: "kernel",
             ok: None,
             detail: kernel(),
         },
-        privileges(&options.proc_root),
+        privileges(&status),
+        priority(&status),
         cgroups(options),
         bpffs(&options.bpffs),
         locked_down(Path::new(lockdown::PATH)),
@@ -101,10 +107,9 @@ pub(super) fn checks(options: &Options) -> Vec<Check> {
     checks
 }
 
-fn privileges(proc_root: &Path) -> Check {
+fn privileges(status: &str) -> Check {
     let what = "privileges";
-    let status = fs::read_to_string(proc_root.join("self/status")).unwrap_or_default();
-    match missing_capabilities(&status) {
+    match missing_capabilities(status, &CAPABILITIES) {
         Some(missing) if missing.is_empty() => Check {
             what,
             ok: Some(true),
@@ -115,6 +120,23 @@ fn privileges(proc_root: &Path) -> Check {
             what,
             ok: None,
             detail: "CapEff cannot be read".to_owned(),
+        },
+    }
+}
+
+fn priority(status: &str) -> Check {
+    let what = "priority";
+    match missing_capabilities(status, &[SYS_NICE]) {
+        Some(missing) if missing.is_empty() => Check {
+            what,
+            ok: Some(true),
+            detail: "a daemon runs ahead of ordinary programs".to_owned(),
+        },
+        // It works without, and CapEff has a row of its own.
+        _ => Check {
+            what,
+            ok: None,
+            detail: "lacks SYS_NICE: faults begin late while all CPUs are busy".to_owned(),
         },
     }
 }
@@ -190,14 +212,12 @@ fn locked_down(path: &Path) -> Check {
 }
 
 /// `None` when the status has no CapEff line.
-fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
+fn missing_capabilities(status: &str, of: &[(u32, &'static str)]) -> Option<Vec<&'static str>> {
     let hex = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;
     let effective = u64::from_str_radix(hex.trim(), 16).ok()?;
-    let missing = CAPABILITIES
-        .iter()
-        .filter(|(bit, _)| effective & (1 << bit) == 0);
+    let missing = of.iter().filter(|(bit, _)| effective & (1 << bit) == 0);
     Some(missing.map(|&(_, name)| name).collect())
 }
 
@@ -250,10 +270,13 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         let all = "Name:\tx\nCapEff:\t000001ffffffffff\n";
-        assert_eq!(missing_capabilities(all), Some(vec![]));
+        let missing = |status| missing_capabilities(status, &CAPABILITIES);
+        assert_eq!(missing(all), Some(vec![]));
         let no_bpf = "CapEff:\t0000007fffffffff\n";
-        assert_eq!(missing_capabilities(no_bpf), Some(vec!["BPF"]));
-        assert_eq!(missing_capabilities("Name: x"), None);
+        assert_eq!(missing(no_bpf), Some(vec!["BPF"]));
+        assert_eq!(missing("Name: x"), None);
+        assert_eq!(priority(all).ok, Some(true));
+        assert_eq!(priority("CapEff:\t0000000000000000\n").ok, None);
     }
 
     #[test]
