@@ -47,8 +47,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     setup::apt::ensure()?;
     if wants(Act::Two) {
         setup::rootfs::check_root()?;
-        // It compiles from here on; who needs it waits for it (`cluster::up`).
-        let _building = setup::kube::start(root)?;
+        setup::kube::check(root)?;
     }
     let mut report = Report::default();
     let done = acts(root, &wants, &mut report);
@@ -66,6 +65,11 @@ fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Resul
     // minutes, and act one need not wait for them, nor be disturbed by more than one.
     let beside = wants(Act::One) && wants(Act::Two) && setup::kube::is_built(root)?;
     let binaries = wants(Act::One).then(|| vmtest::build(root)).transpose()?;
+    if wants(Act::Two) {
+        // It compiles from here on; who needs it waits for it (`cluster::up`). Not before: two compilers at
+        // once take as long as one after the other, and act one needs nothing of this.
+        let _building = setup::kube::start(root)?;
+    }
     let prepared = std::thread::scope(|scope| {
         let preparing = beside.then(|| scope.spawn(|| act_two::prepare(root)));
         if let Some(binaries) = &binaries {

@@ -84,7 +84,8 @@ pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
     // Who asks for one of them waits for that one only.
     let binaries = match packages[..] {
         [one] => compile(root, &[one], &[])?,
-        _ => compile(root, &TOGETHER, &[])?,
+        // Of the others nothing but features is wanted.
+        _ => compile(root, &TOGETHER, &packages)?,
     };
     let directory = root.join("target/images");
     fs::create_dir_all(&directory).context("failed to make target/images")?;
