@@ -188,7 +188,7 @@ impl Machine {
             args.push(value.into());
         };
         add("-name", self.name.clone());
-        // Without `-cx16`, QEMU 7.2 double-faults in the guest kernel's allocator (cmpxchg16b).
+        // With cmpxchg16b, QEMU 7.2 double-faulted in the guest kernel's allocator; nothing here needs it.
         add("-cpu", "max,-cx16".to_owned());
         add("-accel", "tcg,thread=multi".to_owned());
         add("-smp", self.cpus.to_string());
