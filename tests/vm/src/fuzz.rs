@@ -8,10 +8,10 @@
 //!
 //! A VM test runs some thousands on each kernel; `cargo xtask fuzz` runs millions on this machine.
 
-mod destination;
 mod detour;
 mod kernel;
 mod model;
+mod other_end;
 mod packets;
 mod random;
 mod rules;
@@ -20,6 +20,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use chaos_agent::kernel::clock;
+use chaos_agent::mechanism::tc::Way;
 
 use detour::{Detour, Size};
 use kernel::Kernel;
@@ -132,6 +133,7 @@ fn compare(
         let round = tried.rounds;
         let random = &mut Random::new(seed, round);
         let mut model = Model {
+            way: random.one_of(&[Way::Egress, Way::Ingress]),
             rules: vec![rules::clock()],
             can_detour: !random.chance(8),
             lie,
@@ -175,7 +177,7 @@ fn one_packet(
     random: &mut Random,
     tried: &mut Tried,
 ) -> Result<()> {
-    let frame = packet(random);
+    let frame = packet(random, model.way);
     let size = Size {
         bytes: frame.len() as u32,
         segments: random.one_of(&[0, 0, 1, 2, 17]),
@@ -190,7 +192,7 @@ fn one_packet(
         }
         seen => seen?,
     };
-    let is_looked_at = Model::sees(&frame) && !passes_by;
+    let is_looked_at = model.sees(&frame) && !passes_by;
     let now = if is_looked_at { kernel.clock()? } else { 0 };
     let decided = if is_looked_at {
         model.decide(&frame, now)

@@ -50,7 +50,8 @@ pub(crate) struct Programs {
     directory: PathBuf,
     /// Their maps, and no agent's.
     pub(crate) maps: Pinned,
-    pub(crate) egress: Ebpf,
+    egress: Ebpf,
+    ingress: Ebpf,
     cgroup: Ebpf,
     // Its maps are among those of the agent.
     _clock_shift: Ebpf,
@@ -69,8 +70,10 @@ impl Programs {
         let mut loader = Loader::new(&pins);
         let mut cgroup = loader.load(Mechanism::CgroupDrop)?;
         let mut egress = loader.load_with(Mechanism::TcEgress, &[("SLOT", SLOT)])?;
+        let mut ingress = loader.load_with(Mechanism::TcIngress, &[("SLOT", SLOT)])?;
         let _clock_shift = loader.load(Mechanism::ClockShift)?;
-        for (_, program) in cgroup.programs_mut().chain(egress.programs_mut()) {
+        let of_devices = egress.programs_mut().chain(ingress.programs_mut());
+        for (_, program) in cgroup.programs_mut().chain(of_devices) {
             match program {
                 Program::SchedClassifier(classifier) => classifier.load()?,
                 Program::CgroupSkb(filter) => filter.load()?,
@@ -81,19 +84,21 @@ impl Programs {
         let generation = Generation::next(&maps, &pins)?;
         generation.enter(&mut cgroup)?;
         generation.enter(&mut egress)?;
+        generation.enter(&mut ingress)?;
         generation.begin(&mut maps)?;
         Ok(Self {
             maps,
             directory: directory.to_owned(),
             egress,
+            ingress,
             cgroup,
             _clock_shift,
         })
     }
 
-    /// One of `tc_egress`.
+    /// One of `tc_egress` or `tc_ingress`.
     pub(crate) fn classifier(&self, name: &str) -> Result<&SchedClassifier> {
-        let program = self.egress.program(name);
+        let program = self.egress.program(name).or(self.ingress.program(name));
         Ok(program.with_context(|| format!("no {name}"))?.try_into()?)
     }
 

@@ -8,6 +8,7 @@ use chaos_abi::control;
 use chaos_abi::network::{RuleRef, Target, target_flag};
 use chaos_agent::executor::PeerEntries;
 use chaos_agent::kernel::maps::TargetKind;
+use chaos_agent::mechanism::tc::Way;
 
 use super::detour::{Detour, OURS, Seen, Size};
 use super::model::{Counted, Model};
@@ -31,9 +32,14 @@ const CB: usize = 48;
 const TSTAMP: usize = 152;
 const GSO_SEGS: usize = 164;
 
+/// What a packet carries that has had its treatment and comes in by the device once more
+/// (`chaos-ebpf/src/bin/tc_ingress.rs`).
+const TREATED: [u32; 5] = [0x7472_6561, SLOT, !SLOT, 0, 0];
+
 /// The programs, and the rules that they have.
 pub(super) struct Kernel {
     programs: Programs,
+    way: Way,
     held: Vec<PeerEntries>,
     /// Where the detour begins.
     sink: u32,
@@ -51,6 +57,7 @@ impl Kernel {
     pub(super) fn load(bpffs: &Path, sink: u32) -> Result<Self> {
         Ok(Self {
             programs: Programs::load(&bpffs.join("fuzz"))?,
+            way: Way::Egress,
             held: Vec::new(),
             sink,
         })
@@ -58,6 +65,7 @@ impl Kernel {
 
     /// Gives it the model's rules instead of those it has.
     pub(super) fn take(&mut self, model: &Model, detour: &Detour) -> Result<()> {
+        self.way = model.way;
         let maps = &mut self.programs.maps;
         maps.set_control(control::ARMED, 1)?;
         maps.set_target(TargetKind::Device, SLOT.into(), Target::default())?;
@@ -86,7 +94,7 @@ impl Kernel {
                 self.held.push(entries);
             }
             maps.reset_counters(one.id)?;
-            let rule = one.kernel_rule();
+            let rule = one.kernel_rule(model.way);
             maps.set_rule(one.id, rule)?;
             *place = RuleRef {
                 id: one.id,
@@ -97,14 +105,24 @@ impl Kernel {
         Ok(maps.set_target(TargetKind::Device, SLOT.into(), target)?)
     }
 
-    /// What `tc_egress` does to a packet. One that `passes_by` comes out of the detour.
+    /// What the program on the device does to a packet. One that `passes_by` comes out of the detour.
     pub(super) fn treat(&self, frame: &[u8], size: Size, passes_by: bool) -> Result<Seen> {
-        let mut context = [0; CONTEXT];
-        if passes_by {
+        let mut context = match (passes_by, self.way) {
+            (true, Way::Ingress) => with(TREATED),
+            _ => [0; CONTEXT],
+        };
+        if passes_by && self.way == Way::Egress {
             put(&mut context, INGRESS_IFINDEX, OUT);
         }
         put(&mut context, GSO_SEGS, size.segments);
-        let ran = self.run("tc_egress", frame, context)?;
+        let [on_device, ..] = self.way.programs();
+        let mut ran = self.run(on_device, frame, context)?;
+        if passes_by && self.way == Way::Ingress {
+            // The word is taken off; those beside it say nothing without.
+            let carried = carried(&ran.context);
+            ensure!(carried[0] == 0, "treated for ever: {carried:x?}");
+            ran.context[CB..CB + 4 * carried.len()].fill(0);
+        }
         ensure!(
             ran.frame == frame,
             "the packet was changed: {:02x?}",
@@ -112,7 +130,7 @@ impl Kernel {
         );
         Ok(Seen {
             verdict: ran.verdict,
-            carried: std::array::from_fn(|i| word(&ran.context, CB + 4 * i)),
+            carried: carried(&ran.context),
             waiting: self.programs.maps.waiting(SLOT as u16)?,
         })
     }
@@ -124,28 +142,37 @@ impl Kernel {
 
     /// The stamp lets a packet that carries this go at `at`, and nothing that is not ours.
     pub(super) fn stamps(&self, frame: &[u8], carried: [u32; 5], at: u64) -> Result<()> {
-        let ran = self.run("tc_egress_stamp", frame, with(carried))?;
-        let stamp =
+        let [_, stamp, _] = self.way.programs();
+        let ran = self.run(stamp, frame, with(carried))?;
+        let stamped =
             u64::from(word(&ran.context, TSTAMP + 4)) << 32 | u64::from(word(&ran.context, TSTAMP));
         ensure!(
-            (ran.verdict, stamp) == (OK, at),
-            "stamped {stamp} with verdict {}, not {at}",
+            (ran.verdict, stamped) == (OK, at),
+            "stamped {stamped} with verdict {}, not {at}",
             ran.verdict
         );
         let foreign = carried.map(|word| if word == OURS { 0 } else { word });
-        let verdict = self.run("tc_egress_stamp", frame, with(foreign))?.verdict;
+        let verdict = self.run(stamp, frame, with(foreign))?.verdict;
         ensure!(verdict == SHOT, "a foreign packet got verdict {verdict}");
         Ok(())
     }
 
     /// What a packet looks like behind the detour, and how much waits then.
     pub(super) fn come_out(&self, frame: &[u8], carried: [u32; 5]) -> Result<(Vec<u8>, u64)> {
-        let ran = self.run("tc_egress_return", frame, with(carried))?;
+        let [.., back] = self.way.programs();
+        let ran = self.run(back, frame, with(carried))?;
         ensure!(
             ran.verdict == REDIRECT,
             "returned with verdict {}",
             ran.verdict
         );
+        if self.way == Way::Ingress {
+            let says = self::carried(&ran.context);
+            ensure!(
+                says[..3] == TREATED[..3],
+                "it comes in again and says {says:x?}"
+            );
+        }
         Ok((ran.frame, self.programs.maps.waiting(SLOT as u16)?))
     }
 
@@ -187,6 +214,11 @@ impl Kernel {
         ran.verdict = result.return_value;
         Ok(ran)
     }
+}
+
+/// What the context carries.
+fn carried(context: &[u8; CONTEXT]) -> [u32; 5] {
+    std::array::from_fn(|i| word(context, CB + 4 * i))
 }
 
 /// A context that carries this.

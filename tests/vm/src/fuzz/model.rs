@@ -1,14 +1,15 @@
 //! What the packet program has to say, written a second time: plainly, from the documents, with
 //! whole values instead of maps. Only the draws are the program's own.
 //!
-//! Whom a packet goes to is in `destination.rs`; what becomes of it in the detour in `detour.rs`.
+//! Whom a packet goes to or comes from is in `other_end.rs`; what becomes of it in the detour in `detour.rs`.
 
 use chaos_abi::network::{BUCKETS, Rule, State, flag};
 use chaos_abi::sample::{ALWAYS, Chance, Stream, correlated, draw, hit};
+use chaos_agent::mechanism::tc::Way;
 use chaos_planner::fault::Peer;
 
 use super::Lie;
-use super::destination::{Destination, destination};
+use super::other_end::{OtherEnd, other_end};
 
 /// The longest that packets wait, in nanoseconds: 70 minutes.
 const LONGEST: u64 = 4_200_000_000_000;
@@ -67,6 +68,8 @@ enum Outcome {
 /// All rules of one target.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
+    /// Which packets of the device are treated.
+    pub(super) way: Way,
     pub(super) rules: Vec<ModelRule>,
     /// Packets can be held back, copied and changed.
     pub(super) can_detour: bool,
@@ -76,16 +79,16 @@ pub(super) struct Model {
 
 impl Model {
     /// Whether any rule looks at the packet: it is one of IP, whole enough.
-    pub(super) fn sees(frame: &[u8]) -> bool {
-        destination(frame).is_some()
+    pub(super) fn sees(&self, frame: &[u8]) -> bool {
+        other_end(frame, self.way).is_some()
     }
 
-    /// What happens to the next packet, an Ethernet frame that the target sends at CLOCK_MONOTONIC
+    /// What happens to the next packet, an Ethernet frame that the target sends or gets at CLOCK_MONOTONIC
     /// nanoseconds `now`; and the id of the last rule that added to it.
     pub(super) fn decide(&mut self, frame: &[u8], now: u64) -> (Fate, u32) {
         let mut fate = Fate::default();
         let mut last = 0;
-        let Some(to) = destination(frame) else {
+        let Some(to) = other_end(frame, self.way) else {
             return (fate, last);
         };
         for rule in &mut self.rules {
@@ -117,7 +120,7 @@ impl Model {
 impl ModelRule {
     fn decide(
         &mut self,
-        to: &Destination,
+        to: &OtherEnd,
         bytes: u64,
         now: u64,
         before: Fate,
@@ -293,9 +296,10 @@ impl ModelRule {
     }
 
     /// What the kernel is told.
-    pub(super) fn kernel_rule(&self) -> Rule {
+    pub(super) fn kernel_rule(&self, way: Way) -> Rule {
         let flags = [
-            (flag::EGRESS, true),
+            (flag::EGRESS, way == Way::Egress),
+            (flag::INGRESS | flag::SOURCE_PORT, way == Way::Ingress),
             (flag::OBSERVE, self.observe),
             (flag::PEERS | flag::NETS, self.peers.is_some()),
             (flag::DRAWS, self.draws()),

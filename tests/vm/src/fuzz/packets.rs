@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use chaos_agent::mechanism::tc::Way;
+
 use super::random::{Random, address};
 
-/// An Ethernet frame of 15 bytes at least: that much the kernel wants.
-pub(super) fn packet(random: &mut Random) -> Vec<u8> {
+/// An Ethernet frame of 15 bytes at least: that much the kernel wants. The target sends it, or gets it.
+pub(super) fn packet(random: &mut Random, way: Way) -> Vec<u8> {
     if random.chance(50) {
         // Noise.
         let length = 15 + random.below(100);
@@ -24,8 +26,8 @@ pub(super) fn packet(random: &mut Random) -> Vec<u8> {
     };
     frame.extend(kind.to_be_bytes());
     match to {
-        IpAddr::V4(to) => ipv4(&mut frame, to, random),
-        IpAddr::V6(to) => ipv6(&mut frame, to, random),
+        IpAddr::V4(to) => ipv4(&mut frame, to, random, way),
+        IpAddr::V6(to) => ipv6(&mut frame, to, random, way),
     }
     if random.chance(4) {
         for _ in 0..=random.below(3) {
@@ -52,15 +54,24 @@ fn protocol(random: &mut Random) -> u8 {
     random.one_of(&[6, 17, 17, 33, 132, 136, 1, 58, 50])
 }
 
-fn transport(frame: &mut Vec<u8>, random: &mut Random) {
+/// The two ends of a packet, source first; `other` is the one that rules are about.
+fn ends<T>(own: T, other: T, way: Way) -> [T; 2] {
+    match way {
+        Way::Egress => [own, other],
+        Way::Ingress => [other, own],
+    }
+}
+
+fn transport(frame: &mut Vec<u8>, random: &mut Random, way: Way) {
     let port = random.below(6) as u16;
-    frame.extend([0x30, 0x39]);
-    frame.extend(port.to_be_bytes());
+    for port in ends(12_345, port, way) {
+        frame.extend(port.to_be_bytes());
+    }
     let payload = random.below(40) as usize;
     frame.extend(std::iter::repeat_n(0x5a, 4 + payload));
 }
 
-fn ipv4(frame: &mut Vec<u8>, to: Ipv4Addr, random: &mut Random) {
+fn ipv4(frame: &mut Vec<u8>, to: Ipv4Addr, random: &mut Random, way: Way) {
     let words = random.one_of(&[5_u8, 5, 5, 6, 15]);
     let mut header = vec![0; usize::from(words) * 4];
     header[0] = 0x40 | words;
@@ -70,13 +81,14 @@ fn ipv4(frame: &mut Vec<u8>, to: Ipv4Addr, random: &mut Random) {
         let fragment = random.one_of(&[0x2000_u16, 0x2001, 0x00b9, 0x4000]);
         header[6..8].copy_from_slice(&fragment.to_be_bytes());
     }
-    header[12..16].copy_from_slice(&[10, 9, 9, 9]);
+    let [from, to] = ends(Ipv4Addr::new(10, 9, 9, 9), to, way);
+    header[12..16].copy_from_slice(&from.octets());
     header[16..20].copy_from_slice(&to.octets());
     frame.extend(header);
-    transport(frame, random);
+    transport(frame, random, way);
 }
 
-fn ipv6(frame: &mut Vec<u8>, to: Ipv6Addr, random: &mut Random) {
+fn ipv6(frame: &mut Vec<u8>, to: Ipv6Addr, random: &mut Random, way: Way) {
     let extensions: Vec<u8> = (0..random.below(8).saturating_sub(3))
         .map(|_| random.one_of(&[0, 43, 44, 51, 60]))
         .collect();
@@ -86,7 +98,8 @@ fn ipv6(frame: &mut Vec<u8>, to: Ipv6Addr, random: &mut Random) {
     header[0] = 0x60;
     header[6] = chain.next().unwrap_or(last);
     header[7] = 64;
-    header[8] = 0xfd;
+    let [from, to] = ends(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), to, way);
+    header[8..24].copy_from_slice(&from.octets());
     header[24..40].copy_from_slice(&to.octets());
     frame.extend(header);
     for (kind, next) in extensions.iter().zip(chain) {
@@ -106,5 +119,5 @@ fn ipv6(frame: &mut Vec<u8>, to: Ipv6Addr, random: &mut Random) {
         }
         frame.extend(extension);
     }
-    transport(frame, random);
+    transport(frame, random, way);
 }

@@ -1,44 +1,54 @@
-//! Whom a packet goes to, read from the frame by the RFCs.
+//! Whom a packet goes to or comes from, read from the frame by the RFCs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use chaos_agent::mechanism::tc::Way;
 use chaos_planner::fault::Peer;
 
-/// Whom a packet goes to.
+/// The other end of a packet, seen from the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Destination {
+pub(super) struct OtherEnd {
     address: IpAddr,
     port: Option<u16>,
 }
 
-impl Destination {
+impl OtherEnd {
     /// Whether it is one of them.
     pub(super) fn is(&self, peer: &Peer) -> bool {
         peer.net().contains(&self.address) && peer.port().is_none_or(|port| self.port == Some(port))
     }
 }
 
-/// Of an Ethernet frame; `None` of what is not IP, and of what is too short to say.
-pub(super) fn destination(frame: &[u8]) -> Option<Destination> {
+/// Of an Ethernet frame on its way; `None` of what is not IP, and of what is too short to say.
+pub(super) fn other_end(frame: &[u8], way: Way) -> Option<OtherEnd> {
     let kind = u16::from_be_bytes(bytes(frame, 12)?);
     let packet = frame.get(14..)?;
+    let (ipv4, ipv6) = match way {
+        Way::Egress => (16, 24),
+        Way::Ingress => (12, 8),
+    };
     let (address, transport) = match kind {
         0x0800 => (
-            IpAddr::V4(Ipv4Addr::from(bytes::<4>(packet, 16)?)),
+            IpAddr::V4(Ipv4Addr::from(bytes::<4>(packet, ipv4)?)),
             transport_of_ipv4(packet),
         ),
         0x86dd => (
-            IpAddr::V6(Ipv6Addr::from(bytes::<16>(packet, 24)?)),
+            IpAddr::V6(Ipv6Addr::from(bytes::<16>(packet, ipv6)?)),
             transport_of_ipv6(packet),
         ),
         _ => return None,
     };
     let port = transport.and_then(|(protocol, offset)| {
         let has_ports = matches!(protocol, 6 | 17 | 33 | 132 | 136);
-        let port = u16::from_be_bytes(bytes(packet, offset + 2).filter(|_| has_ports)?);
+        // A packet that is cut between its ports has neither.
+        let [s0, s1, d0, d1] = bytes(packet, offset).filter(|_| has_ports)?;
+        let port = u16::from_be_bytes(match way {
+            Way::Egress => [d0, d1],
+            Way::Ingress => [s0, s1],
+        });
         (port != 0).then_some(port)
     });
-    Some(Destination { address, port })
+    Some(OtherEnd { address, port })
 }
 
 /// RFC 791: protocol and where its header is; not in fragments after the first.
@@ -86,19 +96,22 @@ mod tests {
         let mut v4 = vec![0; 32];
         v4[0] = 0x46;
         v4[9] = 17;
+        v4[12..16].copy_from_slice(&[10, 0, 0, 2]);
         v4[16..20].copy_from_slice(&[10, 0, 0, 1]);
-        v4[26..28].copy_from_slice(&[0, 80]);
-        let to = |port| {
-            Some(Destination {
-                address: IpAddr::from([10, 0, 0, 1]),
+        v4[24..28].copy_from_slice(&[1, 0, 0, 80]);
+        let end = |last, port| {
+            Some(OtherEnd {
+                address: IpAddr::from([10, 0, 0, last]),
                 port,
             })
         };
-        assert_eq!(destination(&frame(0x0800, &v4)), to(Some(80)));
+        let v4_frame = frame(0x0800, &v4);
+        assert_eq!(other_end(&v4_frame, Way::Egress), end(1, Some(80)));
+        assert_eq!(other_end(&v4_frame, Way::Ingress), end(2, Some(256)));
         v4[7] = 1;
         assert_eq!(
-            destination(&frame(0x0800, &v4)),
-            to(None),
+            other_end(&frame(0x0800, &v4), Way::Egress),
+            end(1, None),
             "a later fragment"
         );
         let mut v6 = vec![0; 40 + 16 + 8];
@@ -106,14 +119,18 @@ mod tests {
         v6[40] = 6;
         v6[41] = 1;
         v6[58..60].copy_from_slice(&[1, 0]);
-        let found = destination(&frame(0x86dd, &v6)).and_then(|to| to.port);
+        let found = other_end(&frame(0x86dd, &v6), Way::Egress).and_then(|to| to.port);
         assert_eq!(found, Some(256));
     }
 
     #[test]
-    fn what_is_no_ip_packet_goes_nowhere() {
-        assert_eq!(destination(&frame(0x0806, &[0; 60])), None);
-        assert_eq!(destination(&frame(0x0800, &[0; 19])), None);
-        assert_eq!(destination(&[]), None);
+    fn what_is_no_ip_packet_goes_nowhere_and_comes_from_nowhere() {
+        for way in [Way::Egress, Way::Ingress] {
+            assert_eq!(other_end(&frame(0x0806, &[0; 60]), way), None);
+            assert_eq!(other_end(&frame(0x0800, &[0; 15]), way), None);
+            assert_eq!(other_end(&[], way), None);
+        }
+        let cut = frame(0x0800, &[0; 19]);
+        assert!(other_end(&cut, Way::Egress).is_none() && other_end(&cut, Way::Ingress).is_some());
     }
 }
