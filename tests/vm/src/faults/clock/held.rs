@@ -99,7 +99,8 @@ enum End {
 
 vm_test!(
     bytes_that_a_tracer_keeps_from_us_are_put_back_when_it_has_gone,
-    limit = 150
+    limit = 150,
+    once
 );
 fn bytes_that_a_tracer_keeps_from_us_are_put_back_when_it_has_gone() -> Result<()> {
     for end in [End::Deadline, End::Successor, End::Recovery] {
