@@ -60,11 +60,7 @@ pub fn within_open<T, E: From<io::Error>>(
     namespace: &File,
     act: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let home = Home(of_this_thread()?);
-    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-    let done = act();
-    drop(home);
-    done
+    away(|| setns(namespace, CloneFlags::CLONE_NEWNET), act)
 }
 
 /// The namespace that this thread is in, which lives as long as the file is open.
@@ -96,9 +92,15 @@ impl Drop for Home {
 /// # Panics
 /// As [`within`].
 pub fn scratch<T, E: From<io::Error>>(act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    let home = Home(of_this_thread()?);
-    unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-    let done = act();
-    drop(home);
-    done
+    away(|| unshare(CloneFlags::CLONE_NEWNET), act)
+}
+
+/// Leaves this thread's namespace by `leave`, runs `act`, and comes back.
+fn away<T, E: From<io::Error>>(
+    leave: impl FnOnce() -> nix::Result<()>,
+    act: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let _home = Home(of_this_thread()?);
+    leave().map_err(io::Error::from)?;
+    act()
 }

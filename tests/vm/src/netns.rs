@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use anyhow::{Context, Result, anyhow};
+use chaos_agent::kernel::netns::of_this_thread;
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
@@ -33,7 +34,7 @@ impl Namespace {
         // Namespaces belong to threads: a thread that makes one and ends leaves the caller's alone.
         let file = on_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).context("failed to make a network namespace")?;
-            File::open("/proc/thread-self/ns/net").context("failed to open a network namespace")
+            of_this_thread().context("failed to open a network namespace")
         })?;
         let namespace = Namespace { file };
         namespace.netlink(async |handle| link_up(&handle, "lo").await)?;
@@ -292,7 +293,7 @@ pub(crate) fn cable(a: &Namespace, device: &str, b: &Namespace) -> Result<()> {
 /// # Errors
 /// Netlink failed.
 pub fn loopback_up() -> Result<()> {
-    let file = File::open("/proc/thread-self/ns/net").context("failed to open our namespace")?;
+    let file = of_this_thread().context("failed to open our namespace")?;
     Namespace { file }.netlink(async |handle| link_up(&handle, "lo").await)
 }
 
