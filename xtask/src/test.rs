@@ -1,19 +1,29 @@
 //! `cargo xtask test`: everything that must hold before a change is merged. `.ci/run` calls it.
 //!
 //! Stages go from cheap to dear; all run, also after a failure, so that one run shows all that is
-//! wrong. Not here: what a stage does (`tidy.rs`, `codegen.rs`, `vmtest.rs`, `test/*.rs`).
+//! wrong. Compilers work in the time that emulated machines wait. Not here: what a stage does (`tidy.rs`, `codegen.rs`, `vmtest.rs`, `test/*.rs`).
 
 mod cargo;
 pub(crate) mod matrix;
 mod summary;
 mod vms;
 
-use std::{path::Path, process::ExitCode, time::Instant};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
 
 use anyhow::Result;
 use vm_tests::report::Outcome;
 
-use crate::{cluster_tests, codegen, out::note, setup, tidy, vmtest::TestResult};
+use crate::{
+    cluster_tests, codegen,
+    out::note,
+    setup, step, tidy,
+    vmtest::{self, TestResult},
+};
 
 /// What to test.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -51,56 +61,196 @@ struct Stage {
     name: &'static str,
     /// It has tests to choose from by name; other stages are left out when a name is asked for.
     has_tests: bool,
+    /// When it runs if all do.
+    turn: Turn,
     /// An error counts as one failed test with the name of the stage.
     run: fn(&Context<'_>) -> Result<Vec<TestResult>>,
 }
 
-/// In this order.
+/// When a stage runs in a complete run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It takes a moment.
+    First,
+    /// It compiles, at the lowest priority, beside the machines: those wait more than they work.
+    Compilers,
+    /// It is the emulated machines.
+    Machines,
+    /// It needs the whole host.
+    Last,
+}
+
+/// As they run when only some do, and as they are told of.
 const STAGES: &[Stage] = &[
     Stage {
         name: "format",
         has_tests: false,
+        turn: Turn::First,
         run: |c| cargo::format(c.root),
     },
     Stage {
         name: "tidy",
         has_tests: true,
+        turn: Turn::First,
         run: |c| tidy::check(c.root, c.only),
     },
     Stage {
         name: "codegen",
         has_tests: false,
+        turn: Turn::First,
         run: |_| generated_files_are_current(),
     },
     Stage {
         name: "lints",
         has_tests: false,
+        turn: Turn::Compilers,
         run: |c| cargo::lints(c.root),
     },
     Stage {
         name: "alone",
         has_tests: false,
+        turn: Turn::Compilers,
         run: |c| cargo::crates_alone(c.root),
     },
     Stage {
         name: "unit",
         has_tests: true,
+        turn: Turn::Compilers,
         run: |c| cargo::unit_tests(c.root, c.only),
     },
     Stage {
         name: "vm",
         has_tests: true,
+        turn: Turn::Machines,
         run: vms::run,
     },
     Stage {
         name: "cluster",
         has_tests: true,
+        turn: Turn::Last,
         run: cluster_tests::run,
     },
 ];
 
-/// The operator's tests among those of this stage run an API server, and skip themselves without one.
-const FIRST_WITH_KUBERNETES: &str = "unit";
+/// What stages have said so far.
+struct Run<'a> {
+    root: &'a Path,
+    options: &'a Options,
+    /// What was asked for is a stage, not a part of a test's name.
+    is_stage: bool,
+    done: Mutex<Vec<Done>>,
+}
+
+/// A stage that has ended.
+struct Done {
+    stage: &'static str,
+    /// Nothing if it was left out.
+    seconds: Option<f64>,
+    results: Vec<TestResult>,
+}
+
+impl Run<'_> {
+    fn only(&self) -> &str {
+        self.options.only.as_deref().unwrap_or_default()
+    }
+
+    fn is_chosen(&self, stage: &Stage) -> bool {
+        match self.only() {
+            "" => true,
+            only if self.is_stage => stage.name == only,
+            _ => stage.has_tests,
+        }
+    }
+
+    /// Runs those of one turn that were asked for, one after the other.
+    fn turn(&self, turn: Turn) {
+        for stage in STAGES.iter().filter(|stage| stage.turn == turn) {
+            if self.is_chosen(stage) {
+                self.add(self.run(stage));
+            }
+        }
+    }
+
+    fn run(&self, stage: &Stage) -> Done {
+        let started = Instant::now();
+        if self.options.leaves_out(stage.name) {
+            let reason = format!("left out by --without {}", stage.name);
+            return Done {
+                stage: stage.name,
+                seconds: None,
+                results: vec![result(stage.name, Outcome::Skipped(reason), started)],
+            };
+        }
+        note!("stage {}", stage.name);
+        let context = Context {
+            root: self.root,
+            only: if self.is_stage { "" } else { self.only() },
+            bless: self.options.bless,
+        };
+        let results = (stage.run)(&context)
+            .unwrap_or_else(|error| vec![failed(stage.name, &error, started)]);
+        for failed in results.iter().filter(|result| !result.is_good()) {
+            note!("{}", failed.line());
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        note!(
+            "stage {}: {} in {seconds:.1} s",
+            stage.name,
+            summary::Counts::of(&results)
+        );
+        Done {
+            stage: stage.name,
+            seconds: Some(seconds),
+            results,
+        }
+    }
+
+    fn add(&self, done: Done) {
+        let mut all = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(done);
+    }
+
+    /// All stages. What is missing is told now rather than in half an hour, and the longest part of it is
+    /// made while other things run.
+    fn complete(&self) -> Result<()> {
+        setup::apt::ensure()?;
+        if !self.options.leaves_out("cluster") {
+            setup::rootfs::check_root()?;
+        }
+        let kubernetes = setup::kube::start(self.root)?;
+        setup::rust::ensure()?;
+        self.turn(Turn::First);
+        if !self.options.leaves_out("vm") {
+            // Before cargo is busy with the rest. An error is told by the stage, which builds them again.
+            let _binaries = vmtest::build(self.root);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let started = Instant::now();
+                // The operator's tests run an API server, and skip themselves without one.
+                let ready = lowest_priority().and_then(|()| kubernetes.wait());
+                if let Err(error) = ready {
+                    self.add(Done {
+                        stage: "setup",
+                        seconds: None,
+                        results: vec![failed("setup::kubernetes", &error, started)],
+                    });
+                }
+                self.turn(Turn::Compilers);
+            });
+            self.turn(Turn::Machines);
+        });
+        self.turn(Turn::Last);
+        Ok(())
+    }
+}
+
+/// Of this thread, and of what it starts from now on.
+fn lowest_priority() -> Result<()> {
+    let thread = nix::unistd::gettid().to_string();
+    step::output(Command::new("chrt").args(["--idle", "--pid", "0", &thread]))?;
+    Ok(())
+}
 
 /// `cargo xtask test`.
 ///
@@ -108,70 +258,29 @@ const FIRST_WITH_KUBERNETES: &str = "unit";
 /// If something is missing that cannot be installed from here, or the report cannot be written; failed tests are in the
 /// exit code.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
-    let only = options.only.as_deref().unwrap_or_default();
-    let named = STAGES.iter().any(|stage| stage.name == only);
-    let mut results = Vec::new();
-    let mut times = Vec::new();
-    // What is missing is told now rather than in half an hour, and the longest part of it is made while
-    // the cheap stages run.
-    let mut building = if only.is_empty() {
-        setup::apt::ensure()?;
-        if !options.leaves_out("cluster") {
-            setup::rootfs::check_root()?;
-        }
-        Some(setup::kube::start(root)?)
-    } else {
-        None
+    let run = Run {
+        root,
+        options,
+        is_stage: STAGES
+            .iter()
+            .any(|stage| Some(stage.name) == options.only.as_deref()),
+        done: Mutex::default(),
     };
-    setup::rust::ensure()?;
-    for stage in STAGES {
-        let chosen = only.is_empty()
-            || if named {
-                stage.name == only
-            } else {
-                stage.has_tests
-            };
-        if !chosen {
-            continue;
+    if run.only().is_empty() {
+        run.complete()?;
+    } else {
+        setup::rust::ensure()?;
+        for turn in [Turn::First, Turn::Compilers, Turn::Machines, Turn::Last] {
+            run.turn(turn);
         }
-        if options.leaves_out(stage.name) {
-            let reason = format!("left out by --without {}", stage.name);
-            results.push(result(stage.name, Outcome::Skipped(reason), Instant::now()));
-            continue;
-        }
-        if stage.name == FIRST_WITH_KUBERNETES
-            && let Some(Err(error)) = building.take().map(setup::kube::Building::wait)
-        {
-            let outcome = Outcome::Failed(format!("{error:#}"));
-            results.push(result("setup::kubernetes", outcome, Instant::now()));
-        }
-        let part = if named { "" } else { only };
-        let context = Context {
-            root,
-            only: part,
-            bless: options.bless,
-        };
-        note!("stage {}", stage.name);
-        let started = Instant::now();
-        let done = (stage.run)(&context).unwrap_or_else(|error| {
-            vec![result(
-                stage.name,
-                Outcome::Failed(format!("{error:#}")),
-                started,
-            )]
-        });
-        for failed in done.iter().filter(|result| !result.is_good()) {
-            note!("{}", failed.line());
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        note!(
-            "stage {}: {} in {seconds:.1} s",
-            stage.name,
-            summary::Counts::of(&done)
-        );
-        times.push((stage.name, seconds));
-        results.extend(done);
     }
+    let mut done = run.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|done| STAGES.iter().position(|stage| stage.name == done.stage));
+    let times: Vec<_> = done
+        .iter()
+        .filter_map(|done| Some((done.stage, done.seconds?)))
+        .collect();
+    let results: Vec<_> = done.into_iter().flat_map(|done| done.results).collect();
     summary::write(root, &results, &times)?;
     summary::print(&results, &times);
     let good = !results.is_empty() && results.iter().all(TestResult::is_good);
@@ -191,6 +300,10 @@ pub(crate) fn result(test: &str, outcome: Outcome, started: Instant) -> TestResu
         outcome,
         seconds,
     }
+}
+
+fn failed(test: &str, error: &anyhow::Error, started: Instant) -> TestResult {
+    result(test, Outcome::Failed(format!("{error:#}")), started)
 }
 
 fn generated_files_are_current() -> Result<Vec<TestResult>> {

@@ -7,14 +7,16 @@ mod image;
 mod outcome;
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use vm_tests::report::{Event, Outcome};
+use vm_tests::report::{Event, Outcome, THOROUGH};
 
 use crate::{
     out::{note, say},
@@ -55,9 +57,12 @@ pub(crate) struct Options {
     /// Take the binaries of the last build
     #[arg(long)]
     pub(crate) no_build: bool,
-    /// Run only this part of the tests
+    /// Tests that try a sample of what they could try everything, for up to an hour each
+    #[arg(long)]
+    pub(crate) thorough: bool,
+    /// The tests are shared with another machine
     #[arg(skip)]
-    pub(crate) share: Option<Share>,
+    pub(crate) half: Option<Half>,
     /// Appended to the kernel's command line, for those inside to read
     #[arg(skip)]
     pub(crate) append: String,
@@ -69,13 +74,35 @@ pub(crate) struct Options {
     pub(crate) time_limit: Option<Duration>,
 }
 
-/// A part of the tests, for one machine of several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    /// Which, from 0.
-    pub(crate) share: usize,
-    /// Of how many.
-    pub(crate) of: usize,
+impl Options {
+    fn is_backwards(&self) -> bool {
+        self.half.as_ref().is_some_and(|half| half.backwards)
+    }
+}
+
+/// One of two machines that share the tests of a kernel: one goes from the first test on, the other
+/// from the last one back, and where they meet both are done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Half {
+    backwards: bool,
+    /// Each test that has begun, and whether in the one that goes backwards.
+    begun: Arc<Mutex<HashMap<String, bool>>>,
+}
+
+impl Half {
+    /// The other one.
+    pub(crate) fn other(&self) -> Half {
+        Half {
+            backwards: !self.backwards,
+            begun: Arc::clone(&self.begun),
+        }
+    }
+
+    /// Takes a test for this machine; false if the other one has it.
+    fn take(&self, test: &str) -> bool {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        *begun.entry(test.to_owned()).or_insert(self.backwards) == self.backwards
+    }
 }
 
 /// `cargo xtask vm`.
@@ -137,9 +164,9 @@ pub(crate) fn boot(
             read_only: true,
         }),
     };
-    let name = match options.share {
-        Some(Share { share, of }) => format!("{}-{}of{of}", series.name(), share + 1),
-        None => series.name().to_owned(),
+    let name = match options.is_backwards() {
+        true => format!("{}-backwards", series.name()),
+        false => series.name().to_owned(),
     };
     let directory = root.join("target/vm").join(&name);
     fs::create_dir_all(&directory)
@@ -155,10 +182,14 @@ pub(crate) fn boot(
             .with_context(|| format!("failed to write {}", initrd.display()))?;
         let console = directory.join("console.log");
         let process = format!("faultline-test-{name}");
-        let limit = options.time_limit.unwrap_or(TIME_LIMIT);
+        let usual = match options.thorough {
+            true => TIME_LIMIT * THOROUGH,
+            false => TIME_LIMIT,
+        };
+        let limit = options.time_limit.unwrap_or(usual);
         let mut machine = Machine::new(&process, &kernel.vmlinuz, &initrd, &console, limit);
         let parameters = format!("{MITIGATIONS} {}", options.append);
-        machine.append = format!("{parameters}{}", arguments(only, options.share, None));
+        machine.append = format!("{parameters}{}", arguments(options, None));
         let events = directory.join("events.jsonl");
         machine.report = Some(events.clone());
         machine.drives = runtimes.into_iter().collect();
@@ -167,7 +198,8 @@ pub(crate) fn boot(
         // Each boot begins its report anew.
         let mut told: Vec<String> = Vec::new();
         loop {
-            match watch(step, series, &machine, &events, directory.clone()) {
+            let half = options.half.as_ref();
+            match watch(step, series, half, &machine, &events, directory.clone()) {
                 // A wrong result of a run is never an error here: no test has begun.
                 Err(error) if boots < BOOTS => {
                     boots += 1;
@@ -192,7 +224,7 @@ pub(crate) fn boot(
                     let is_new = |r: &TestResult| r.test != test && r.test != outcome::CUT_SHORT;
                     before.extend(results.into_iter().filter(is_new));
                     told.extend(lines);
-                    let rest = arguments(only, options.share, Some(&test));
+                    let rest = arguments(options, Some(&test));
                     machine.append = format!("{parameters}{rest}");
                 }
                 Ok(mut run) => {
@@ -209,12 +241,12 @@ pub(crate) fn boot(
 }
 
 /// The end of the kernel's command line: init passes everything after the dashes on to the runner.
-fn arguments(only: &str, share: Option<Share>, first: Option<&str>) -> String {
-    let words = [
-        (!only.is_empty()).then(|| format!(" --only {only}")),
-        share.map(|Share { share, of }| format!(" --share {share}/{of}")),
-        first.map(|first| format!(" --from {first}")),
-    ];
+fn arguments(options: &Options, first: Option<&str>) -> String {
+    let only = options.only.as_ref().map(|only| format!(" --only {only}"));
+    let backwards = options.is_backwards().then(|| " --backwards".to_owned());
+    let thorough = options.thorough.then(|| " --thorough".to_owned());
+    let first = first.map(|first| format!(" --from {first}"));
+    let words = [only, backwards, thorough, first];
     let words: String = words.into_iter().flatten().collect();
     if words.is_empty() {
         words
@@ -254,10 +286,12 @@ fn is_locked_up(console: &Path) -> bool {
     String::from_utf8_lossy(&console).contains("BUG: soft lockup")
 }
 
-/// Runs the machine to its end and shows which test it is at.
+/// Runs the machine to its end and shows which test it is at. The end of a half is the first test that
+/// the other one has begun.
 fn watch(
     step: &Step,
     series: Series,
+    half: Option<&Half>,
     machine: &Machine,
     events: &PathBuf,
     directory: PathBuf,
@@ -268,7 +302,7 @@ fn watch(
     let mut spoke = Instant::now();
     let ended = loop {
         let running = vm.is_running();
-        let seen = parse(&read(events)?);
+        let seen = parse(&read(events)?, half);
         for event in seen.iter().skip(shown) {
             show(step, series, event);
         }
@@ -277,6 +311,11 @@ fn watch(
         }
         shown = seen.len();
         match running {
+            // It is at a test of the other half by now, or about to power off.
+            Ok(true) if half.is_some() && matches!(seen.last(), Some(Event::Ended { .. })) => {
+                vm.kill();
+                break None;
+            }
             Ok(true)
                 if outcome::patience(&seen).is_some_and(|time| spoke.elapsed() > time)
                     || is_locked_up(&machine.console) =>
@@ -300,7 +339,7 @@ fn watch(
     let seconds = started.elapsed().as_secs_f64();
     let mut run = outcome::conclude(
         series.name(),
-        &parse(&report),
+        &parse(&report, half),
         ended.as_deref(),
         &console,
         seconds,
@@ -330,7 +369,32 @@ fn read(report: &PathBuf) -> Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The events of a report. Its last line may be half written; it does not parse then, and comes again.
-fn parse(report: &str) -> Vec<Event> {
-    report.lines().filter_map(Event::parse).collect()
+/// The events of a report, of a half only those before the first test that the other one has. Its last
+/// line may be half written; it does not parse then, and comes again.
+fn parse(report: &str, half: Option<&Half>) -> Vec<Event> {
+    let events = report.lines().filter_map(Event::parse);
+    match half {
+        Some(half) => outcome::until_taken(events, |test| half.take(test)),
+        None => events.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_run_by_the_half_that_began_it() {
+        let one = Half::default();
+        let other = one.other();
+        assert!(one.take("a") && other.take("z"));
+        // Also when its machine is booted again.
+        assert!(one.take("a") && !other.take("a"));
+        assert!(!one.take("z"));
+        let options = Options {
+            half: Some(other),
+            ..Options::default()
+        };
+        assert_eq!(arguments(&options, Some("z")), " -- --backwards --from z");
+    }
 }

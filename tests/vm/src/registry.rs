@@ -64,6 +64,14 @@ impl Test {
     }
 }
 
+/// Set by the runner for a test that is to try everything.
+pub(crate) const IS_THOROUGH: &str = "FAULTLINE_TEST_THOROUGH";
+
+/// Whether a test that tries a sample of what it could is to try everything.
+pub(crate) fn is_thorough() -> bool {
+    std::env::var_os(IS_THOROUGH).is_some()
+}
+
 /// One thing that a child process of a test can be. Made by [`vm_role!`](crate::vm_role).
 pub struct Role {
     /// Unique.

@@ -8,6 +8,9 @@ pub mod exhibit;
 /// Opens each line that is meant for the host; all else on the console is for people.
 pub const MARKER: &str = "@@vm-tests ";
 
+/// How many times as long as otherwise a machine and its tests may run that try everything.
+pub const THOROUGH: u32 = 8;
+
 /// One step of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use crate::clock::Stamp;
 use crate::kmsg::{self, KernelLog};
 use crate::process::wait_child;
-use crate::registry::{Role, Skip, Test};
-use crate::report::{Event, Outcome};
+use crate::registry::{self, Role, Skip, Test};
+use crate::report::{Event, Outcome, THOROUGH};
 use crate::{cgroup, machine, netns};
 
 /// Set by init: the tests would turn the network of a real host upside down.
@@ -36,8 +36,10 @@ struct Choice<'a> {
     only: &'a str,
     /// Those before this one have run already.
     first: Option<&'a str>,
-    /// One share of so many: each machine of several gets every so-manieth test.
-    share: (usize, usize),
+    /// From the last one to the first: another machine comes towards this one.
+    backwards: bool,
+    /// Tests that sample are to try everything.
+    thorough: bool,
 }
 
 impl<'a> Choice<'a> {
@@ -45,40 +47,48 @@ impl<'a> Choice<'a> {
         let mut choice = Self {
             only: "",
             first: None,
-            share: (0, 1),
+            backwards: false,
+            thorough: false,
         };
-        while let [name, value, rest @ ..] = words {
-            match *name {
-                "--only" => choice.only = value,
-                "--from" => choice.first = Some(value),
-                "--share" => {
-                    let share = value.split_once('/').context("--share K/N")?;
-                    choice.share = (share.0.parse()?, share.1.parse()?);
-                    ensure!(choice.share.0 < choice.share.1, "--share K/N: K below N");
+        loop {
+            words = match words {
+                ["--backwards", rest @ ..] => {
+                    choice.backwards = true;
+                    rest
                 }
-                _ => break,
-            }
-            words = rest;
+                ["--thorough", rest @ ..] => {
+                    choice.thorough = true;
+                    rest
+                }
+                ["--only", part, rest @ ..] => {
+                    choice.only = part;
+                    rest
+                }
+                ["--from", first, rest @ ..] => {
+                    choice.first = Some(first);
+                    rest
+                }
+                [] => return Ok(choice),
+                _ => bail!(
+                    "usage: vm-runner run [--only PART-OF-A-NAME] [--from NAME] [--backwards] [--thorough]; got {words:?}"
+                ),
+            };
         }
-        ensure!(
-            words.is_empty(),
-            "usage: vm-runner run [--only PART-OF-A-NAME] [--from NAME] [--share K/N]; got {words:?}"
-        );
-        Ok(choice)
     }
 
     /// On the kernel of this number.
     fn tests(&self, kernel: usize) -> Vec<&'static Test> {
-        let (share, shares) = self.share;
-        let all = Test::all(self.only).into_iter();
-        let here = all.filter(|test| !self.only.is_empty() || test.is_on(kernel, machine::KERNELS));
-        let mine = here.skip(share).step_by(shares);
+        let mut tests = Test::all(self.only);
+        tests.retain(|test| !self.only.is_empty() || test.is_on(kernel, machine::KERNELS));
+        if self.backwards {
+            tests.reverse();
+        }
         let is_before = |test: &&Test| self.first.is_some_and(|first| test.full_name() != first);
-        mine.skip_while(is_before).collect()
+        tests.into_iter().skip_while(is_before).collect()
     }
 }
 
-/// What `main` of the runner does: `run [--only X] [--from Y] [--share K/N]`, or what the runner starts itself as,
+/// What `main` of the runner does: `run [--only X] [--from Y] [--backwards] [--thorough]`, or what the runner starts itself as,
 /// `test NAME` and `role NAME ARGS`.
 ///
 /// # Errors
@@ -134,12 +144,13 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
     }
     for test in tests {
         let name = test.full_name();
+        let limit = test.limit * if choice.thorough { THOROUGH } else { 1 };
         tell(Event::Started {
             test: name.clone(),
-            limit_seconds: test.limit.as_secs_f64(),
+            limit_seconds: limit.as_secs_f64(),
         })?;
         let start = Instant::now();
-        let outcome = run_apart(test, &name).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
+        let outcome = run_apart(&name, limit, choice.thorough).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
         let outcome = judge(outcome, &mut log, cgroup::sweep());
         let seconds = start.elapsed().as_secs_f64();
         let text = match &outcome {
@@ -176,11 +187,14 @@ fn judge(outcome: Outcome, log: &mut KernelLog, swept: Result<()>) -> Outcome {
 }
 
 /// Runs a test as a process of its own, with its limit; what it prints goes to the console.
-fn run_apart(test: &Test, name: &str) -> Result<Outcome> {
+fn run_apart(name: &str, limit: Duration, thorough: bool) -> Result<Outcome> {
     let _ = fs::remove_file(OUTCOME);
     let (reader, writer) = std::io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
     command.args(["test", name]).env("RUST_BACKTRACE", "1");
+    if thorough {
+        command.env(registry::IS_THOROUGH, "1");
+    }
     command
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
@@ -188,7 +202,7 @@ fn run_apart(test: &Test, name: &str) -> Result<Outcome> {
     let mut child = command.spawn().context("failed to start the test")?;
     drop(command);
     let console = std::thread::spawn(move || pass_on(reader));
-    let ended = wait_child(&mut child, test.limit);
+    let ended = wait_child(&mut child, limit);
     kill_the_rest(&mut child);
     forget_the_agent();
     let whole = machine::load_modules();

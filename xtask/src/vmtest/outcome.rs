@@ -86,6 +86,24 @@ pub(super) fn patience(events: &[Event]) -> Option<Duration> {
     }
 }
 
+/// The events up to the first test that may not be taken, which is the end of a run.
+pub(super) fn until_taken(
+    events: impl Iterator<Item = Event>,
+    take: impl Fn(&str) -> bool,
+) -> Vec<Event> {
+    let mut ours = Vec::new();
+    for event in events {
+        if let Event::Started { test, .. } = &event
+            && !take(test)
+        {
+            ours.push(Event::Ended { seconds: 0.0 });
+            break;
+        }
+        ours.push(event);
+    }
+    ours
+}
+
 /// Makes results of events. A test that began and did not end took the machine down; a run that
 /// did not end says so once more, since tests are missing.
 ///
@@ -268,6 +286,17 @@ mod tests {
         let why = format!("{HANGS}: not a word for 80 s");
         let run = conclude("6.1", &at_a_test, Some(&why), "", 90.0, PathBuf::new()).unwrap();
         assert_eq!(run.broken_in.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_half_ends_where_it_meets_the_other() {
+        let events = || [booted(), started("a"), passed("a"), started("b")].into_iter();
+        let run = judge(&until_taken(events(), |test| test != "b")).unwrap();
+        let ran: Vec<_> = run.results.iter().map(|result| &result.test).collect();
+        assert_eq!(ran, ["a"]);
+        // One that goes down by itself is not done.
+        let alone = judge(&until_taken(events(), |_| true)).unwrap();
+        assert_eq!(alone.results.len(), 3);
     }
 
     #[test]
