@@ -19,7 +19,8 @@ mod table;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use crate::args::{Args, Command};
 use crate::node::Options;
@@ -69,15 +70,20 @@ fn dispatch(context: Context, command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn log_to_stderr(default: &str, json: bool) {
-    let filter = EnvFilter::try_from_env("FAULTLINE_LOG").unwrap_or_else(|_| default.into());
+    let asked = std::env::var("FAULTLINE_LOG").ok();
+    let filter: Targets = asked
+        .and_then(|words| words.parse().ok())
+        .or_else(|| default.parse().ok())
+        .unwrap_or_default();
     let logs = tracing_subscriber::fmt()
         .with_writer(io::stderr)
-        .with_env_filter(filter);
+        .with_max_level(LevelFilter::TRACE);
     if json {
-        logs.json().init();
+        logs.json().finish().with(filter).init();
     } else {
         let ansi = io::stderr().is_terminal();
-        logs.with_target(false).with_ansi(ansi).init();
+        let logs = logs.with_target(false).with_ansi(ansi);
+        logs.finish().with(filter).init();
     }
 }
 

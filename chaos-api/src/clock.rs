@@ -31,7 +31,7 @@ pub fn id(name: &str) -> Option<u32> {
 }
 
 /// The ids of clocks that count the CPU's time.
-pub(crate) const OF_CPU_TIME: [&str; 2] = ["CLOCK_PROCESS_CPUTIME_ID", "CLOCK_THREAD_CPUTIME_ID"];
+pub const OF_CPU_TIME: [&str; 2] = ["CLOCK_PROCESS_CPUTIME_ID", "CLOCK_THREAD_CPUTIME_ID"];
 
 /// The most jumps of one TimeChaos.
 pub const MAX_JUMPS: usize = 8;

@@ -4,20 +4,13 @@
 //! same. A default that depends on the target (the device: `eth0` in a pod, any on a host) is left
 //! to the agent.
 
-use kube::ResourceExt;
-
 use crate::clock::DEFAULT_CLOCK;
-use crate::v1alpha1::{Direction, NetworkChaos, NetworkChaosSpec, PodSelector, TimeChaos};
+use crate::v1alpha1::{Direction, NetworkChaosSpec, PodSelector, TimeChaosSpec};
 
 /// Fills in what a NetworkChaos leaves out: the namespaces of its selectors, the direction,
-/// jitter and correlations; cuts what follows an `@` off the device.
-pub fn network_chaos(chaos: &mut NetworkChaos) {
-    let namespace = chaos.namespace().unwrap_or_default();
-    network_chaos_spec(&mut chaos.spec, &namespace);
-}
-
-/// The same for a spec that is embedded elsewhere; `namespace` is that of the object around it.
-pub fn network_chaos_spec(spec: &mut NetworkChaosSpec, namespace: &str) {
+/// jitter and correlations; cuts what follows an `@` off the device. `namespace` is that of the
+/// object around it.
+pub fn network_chaos(spec: &mut NetworkChaosSpec, namespace: &str) {
     pod_selector(&mut spec.source, namespace);
     if let Some(target) = &mut spec.target {
         pod_selector(target, namespace);
@@ -46,12 +39,12 @@ pub fn network_chaos_spec(spec: &mut NetworkChaosSpec, namespace: &str) {
     }
 }
 
-/// Fills in what a TimeChaos leaves out: the namespaces of its selector, the clock.
-pub fn time_chaos(chaos: &mut TimeChaos) {
-    let namespace = chaos.namespace().unwrap_or_default();
-    pod_selector(&mut chaos.spec.source, &namespace);
-    if chaos.spec.clock_ids.is_empty() {
-        chaos.spec.clock_ids.push(DEFAULT_CLOCK.to_owned());
+/// Fills in what a TimeChaos leaves out: the namespaces of its selector, the clock. `namespace` is that
+/// of the object around it.
+pub fn time_chaos(spec: &mut TimeChaosSpec, namespace: &str) {
+    pod_selector(&mut spec.source, namespace);
+    if spec.clock_ids.is_empty() {
+        spec.clock_ids.push(DEFAULT_CLOCK.to_owned());
     }
 }
 
@@ -81,12 +74,12 @@ mod tests {
     use crate::fixtures::network_chaos as parse;
 
     fn defaulted(spec: &str) -> NetworkChaosSpec {
-        let mut chaos = parse(spec);
-        network_chaos(&mut chaos);
-        let once = chaos.clone();
-        network_chaos(&mut chaos);
-        assert_eq!(once, chaos, "defaults are idempotent");
-        chaos.spec
+        let mut spec = parse(spec);
+        network_chaos(&mut spec, "chaos-testing");
+        let once = spec.clone();
+        network_chaos(&mut spec, "chaos-testing");
+        assert_eq!(once, spec, "defaults are idempotent");
+        spec
     }
 
     #[test]

@@ -7,14 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::Value;
 
-use crate::crd;
-use crate::v1alpha1::{Lifecycle, NetworkChaos, PodSelector, TimeChaos};
+use crate::v1alpha1::{Lifecycle, NetworkChaosSpec, PodSelector, TimeChaosSpec};
 use crate::validate::{self, FieldError, NOT_SET};
+use schema::Schema;
 use tree::{Kind, Node};
 
 mod schema;
@@ -48,9 +47,27 @@ const OTHER_KINDS: [&str; 14] = [
 #[derive(Clone, Debug, PartialEq)]
 pub enum Document {
     /// `kind: NetworkChaos`
-    Network(Box<NetworkChaos>),
+    Network(Box<Object<NetworkChaosSpec>>),
     /// `kind: TimeChaos`
-    Time(Box<TimeChaos>),
+    Time(Box<Object<TimeChaosSpec>>),
+}
+
+/// An object of some kind, as far as a file means anything by it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Object<S> {
+    /// Whose it is.
+    pub metadata: Metadata,
+    /// What is asked for.
+    pub spec: S,
+}
+
+/// What is read of `metadata`; the rest means something to an API server only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Metadata {
+    /// Its name; a document without one is refused.
+    pub name: Option<String>,
+    /// Its namespace, if it says one.
+    pub namespace: Option<String>,
 }
 
 impl Document {
@@ -69,8 +86,8 @@ impl Document {
 
     fn problems(&self) -> Vec<FieldError> {
         match self {
-            Self::Network(chaos) => validate::network_chaos(chaos),
-            Self::Time(chaos) => validate::time_chaos(chaos),
+            Self::Network(chaos) => validate::network_chaos(&chaos.spec),
+            Self::Time(chaos) => validate::time_chaos(&chaos.spec),
         }
     }
 
@@ -85,7 +102,7 @@ impl Document {
 
     /// Its metadata.
     #[must_use]
-    pub fn metadata(&self) -> &ObjectMeta {
+    pub fn metadata(&self) -> &Metadata {
         match self {
             Self::Network(chaos) => &chaos.metadata,
             Self::Time(chaos) => &chaos.metadata,
@@ -216,12 +233,12 @@ fn parse_with(
     let roots = roots
         .into_iter()
         .filter(|root| !matches!(root.kind, Kind::Scalar(Value::Null)));
-    let crds = crd::crds();
+    let schemas = schema::all().map_err(|error| syntax(1, error.to_string()))?;
     let mut objects = Vec::new();
     let mut errors = Vec::new();
     for mut root in roots {
         prepare(&mut root);
-        match read(&root, &crds, check) {
+        match read(&root, &schemas, check) {
             Ok(object) => objects.push(object),
             Err(found) => errors.extend(found),
         }
@@ -260,7 +277,7 @@ fn fill_selector(root: &mut Node) {
 
 fn read(
     root: &Node,
-    crds: &[CustomResourceDefinition],
+    schemas: &BTreeMap<String, Schema>,
     check: &dyn Fn(&Document) -> Vec<FieldError>,
 ) -> Result<Document, Vec<DocumentError>> {
     let mut lines = Lines::default();
@@ -278,12 +295,8 @@ fn read(
     };
     let kind = check_kind(root).map_err(|error| located(vec![error]))?;
     let mut errors = Vec::new();
-    for crd in crds {
-        if crd.spec.names.kind == kind
-            && let Some(schema) = crd::schema(crd)
-        {
-            schema::check_object(root, schema, &mut errors);
-        }
+    if let Some(schema) = schemas.get(kind) {
+        schema::check_object(root, schema, &mut errors);
     }
     if !errors.is_empty() {
         return Err(located(errors));

@@ -1,11 +1,11 @@
-//! The Chaos Mesh API (`chaos-mesh.org/v1alpha1`): types, defaults, validation, CRDs. Pure.
+//! The Chaos Mesh API (`chaos-mesh.org/v1alpha1`): types, defaults, validation, files. Pure.
 //!
 //! Nothing in here reads a clock, a file or the network; whoever calls passes the time and the text.
-//! What is *done* with an experiment lives in the operator and the agent.
+//! Nor does it know Kubernetes: kinds as objects of a cluster are in `chaos-crd`. What is *done* with an
+//! experiment lives in the operator and the agent.
 #![forbid(unsafe_code)]
 
 pub mod clock;
-pub mod crd;
 pub mod cron;
 pub mod default;
 pub mod documents;

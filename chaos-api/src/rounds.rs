@@ -388,14 +388,12 @@ mod tests {
     #[test]
     fn the_rounds_of_a_document_are_found_again_from_its_status() {
         let spec = "{action: partition, mode: all, selector: {}, duration: 10s, scheduler: {cron: '@every 15s'}}";
-        let lifecycle = crate::fixtures::network_chaos(spec).spec.lifecycle;
+        let lifecycle = crate::fixtures::network_chaos(spec).lifecycle;
         let rounds = Rounds::of(&lifecycle, at("2026-01-01T00:00:00Z"), TimeZone::UTC).unwrap();
         let round = rounds.at(at("2026-01-01T00:00:41Z"), None).round().unwrap();
         let status = FaultlineStatus {
             round: Some(round.number),
-            round_started: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-                round.started,
-            )),
+            round_started: Some(crate::v1alpha1::Time(round.started)),
             ..FaultlineStatus::default()
         };
         assert_eq!(rounds.known(&status), Some(round));

@@ -185,7 +185,7 @@ mod tests {
 
     fn of(spec: &str) -> Result<Shaping, String> {
         let whole = format!("{{mode: all, selector: {{}}, {spec}}}");
-        Shaping::of(&network_chaos(&whole).spec).map_err(|error| error.to_string())
+        Shaping::of(&network_chaos(&whole)).map_err(|error| error.to_string())
     }
 
     #[test]

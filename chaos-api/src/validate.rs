@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::v1alpha1::{NetworkChaos, TimeChaos};
+use crate::v1alpha1::{NetworkChaosSpec, TimeChaosSpec};
 
 mod lifecycle;
 mod network;
@@ -17,7 +17,7 @@ mod time;
 mod unsupported;
 
 pub use network::MAX_LATENCY;
-pub(crate) use time::{
+pub use time::{
     CONTAINER_ADVICE, JUMP_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, NO_RATE, NO_SPEED,
     OFFSET_ADVICE, RATE_ADVICE, SPEED_ADVICE, clock_advice,
 };
@@ -79,22 +79,22 @@ impl std::error::Error for FieldError {}
 /// What is missing must be refused: leaving it out silently would be another experiment than the one
 /// asked for.
 #[must_use]
-pub fn network_chaos(chaos: &NetworkChaos) -> Vec<FieldError> {
+pub fn network_chaos(spec: &NetworkChaosSpec) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    network::check(&chaos.spec, "spec", &mut errors);
+    network::check(spec, "spec", &mut errors);
     for gaps in [GAPS, NETWORK_GAPS] {
-        unsupported::check(gaps, &chaos.spec.lifecycle, "spec", &mut errors);
+        unsupported::check(gaps, &spec.lifecycle, "spec", &mut errors);
     }
     errors.0
 }
 
 /// The same of a TimeChaos.
 #[must_use]
-pub fn time_chaos(chaos: &TimeChaos) -> Vec<FieldError> {
+pub fn time_chaos(spec: &TimeChaosSpec) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    time::check(&chaos.spec, "spec", &mut errors);
+    time::check(spec, "spec", &mut errors);
     for gaps in [GAPS, TIME_GAPS] {
-        unsupported::check(gaps, &chaos.spec.lifecycle, "spec", &mut errors);
+        unsupported::check(gaps, &spec.lifecycle, "spec", &mut errors);
     }
     errors.0
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chaos_api::v1alpha1::NetworkChaos;
+use chaos_crd::NetworkChaos;
 use k8s_openapi::api::core::v1::{
     Container, ContainerStatus, Node, Pod, PodIP, PodSpec, PodStatus,
 };

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use chaos_api::v1alpha1::{Experiment, NetworkChaos, TimeChaos};
 use chaos_api::validate::{self, FieldError};
-use kube::Resource;
+use chaos_crd::{Experiment, NetworkChaos, TimeChaos};
 use kube::core::NamespaceResourceScope;
+use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::assign::{self, Assigned, Request};
@@ -43,11 +43,12 @@ impl Kind for NetworkChaos {
     const NAME: &'static str = "NetworkChaos";
 
     fn apply_defaults(&mut self) {
-        chaos_api::default::network_chaos(self);
+        let namespace = self.namespace().unwrap_or_default();
+        chaos_api::default::network_chaos(&mut self.spec, &namespace);
     }
 
     fn problems(&self) -> Vec<FieldError> {
-        validate::network_chaos(self)
+        validate::network_chaos(&self.spec)
     }
 
     fn host_names(&self) -> BTreeSet<String> {
@@ -63,11 +64,12 @@ impl Kind for TimeChaos {
     const NAME: &'static str = "TimeChaos";
 
     fn apply_defaults(&mut self) {
-        chaos_api::default::time_chaos(self);
+        let namespace = self.namespace().unwrap_or_default();
+        chaos_api::default::time_chaos(&mut self.spec, &namespace);
     }
 
     fn problems(&self) -> Vec<FieldError> {
-        validate::time_chaos(self)
+        validate::time_chaos(&self.spec)
     }
 
     fn host_names(&self) -> BTreeSet<String> {

@@ -3,7 +3,8 @@
 
 use chaos_operator::run::{RunArgs, run};
 use clap::{Parser, Subcommand, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 /// The operator of faultline: selects pods, tells agents what is desired, writes status.
 #[derive(Parser)]
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 struct Args {
     /// What to log, such as info or chaos_operator=debug.
     #[arg(long, global = true, env = "FAULTLINE_LOG", default_value = "info")]
-    log: String,
+    log: Targets,
     /// How to log it.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -35,11 +36,11 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let log = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&args.log)?)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(false).finish().with(args.log).init(),
+        LogFormat::Json => log.json().finish().with(args.log).init(),
     }
     match args.command {
         Command::Run(args) => run(args).await,

@@ -8,10 +8,10 @@
 
 use std::time::Duration;
 
+use chaos_api::v1alpha1::Time;
 use chaos_api::v1alpha1::{RecordEvent, RecordEventType, RecordOperation, RecordPhase};
 use chaos_proto::agent::{Fault, ObservedFault, Phase};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::assign::Share;
 use crate::cluster::{Cluster, is_completed};

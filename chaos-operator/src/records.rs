@@ -18,7 +18,7 @@ pub struct Choice<'a> {
     pub uid: &'a str,
     /// Its selectors, sources first.
     pub selectors: &'a [(&'static str, &'a PodSelector)],
-    /// See [`chaos_api::v1alpha1::Experiment::container_names`].
+    /// See [`chaos_crd::Experiment::container_names`].
     pub containers: Option<&'a [String]>,
     /// Seed of the draws.
     pub seed: u64,
@@ -148,7 +148,7 @@ fn field(key: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use chaos_api::v1alpha1::{Experiment, TimeChaos};
+    use chaos_crd::{Experiment, TimeChaos};
 
     use super::*;
     use crate::fixtures::{PodBuilder, cluster, experiment, pod};

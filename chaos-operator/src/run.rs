@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chaos_api::v1alpha1::{NetworkChaos, TimeChaos};
+use chaos_crd::{NetworkChaos, TimeChaos};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use kube::config::{KubeConfigOptions, Kubeconfig};

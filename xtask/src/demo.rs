@@ -18,7 +18,12 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 use self::report::Report;
-use crate::{cluster::Cluster, out::say, setup, vmtest};
+use crate::{
+    cluster::Cluster,
+    out::say,
+    setup,
+    vmtest::{self, Binaries},
+};
 
 /// What to show.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -64,7 +69,7 @@ fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Resul
     // Where everything is in the cache, the cluster starts beside act one. Otherwise compilers run for
     // minutes, and act one need not wait for them, nor be disturbed by more than one.
     let beside = wants(Act::One) && wants(Act::Two) && setup::kube::is_built(root)?;
-    let binaries = wants(Act::One).then(|| vmtest::build(root)).transpose()?;
+    let binaries = wants(Act::One).then(|| build(root)).transpose()?;
     if wants(Act::Two) {
         // It compiles from here on; who needs it waits for it (`cluster::up`). Not before: two compilers at
         // once take as long as one after the other, and act one needs nothing of this.
@@ -99,6 +104,16 @@ fn acts(root: &Path, wants: &impl Fn(Act) -> bool, report: &mut Report) -> Resul
         say!("{name:<24} {seconds:>6.1} s");
     }
     Ok(())
+}
+
+/// Builds what act one runs, and fetches meanwhile what it runs on.
+fn build(root: &Path) -> Result<Binaries> {
+    std::thread::scope(|scope| {
+        // Who needs them waits for them, and has their errors.
+        scope.spawn(|| setup::kernels::ensure(act_one::KERNEL));
+        scope.spawn(setup::qemu::ensure);
+        vmtest::build(root)
+    })
 }
 
 /// Act two in a cluster that runs, and nothing left of it: for the tests of the cluster.

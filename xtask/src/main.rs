@@ -71,7 +71,7 @@ enum Task {
     Deploy,
     /// Build the kernel programs alone, as objects to look at
     Ebpf,
-    /// Write the files that are generated from the Rust types
+    /// Write the files that are generated from the types of the API
     Codegen {
         /// Write nothing; fail if a file is not what it would become
         #[arg(long)]
@@ -132,7 +132,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Deploy => cluster::deploy(&root)?,
         Task::Ebpf => ebpf::run(&root)?,
-        Task::Codegen { check } => codegen::run(check)?,
+        Task::Codegen { check } => codegen::run(&root, check)?,
         Task::Vm { kernel, options } => return vmtest::run(&root, kernel, &options),
         Task::Fuzz(options) => fuzz::run(&root, &options)?,
         Task::Bench(options) => return bench::run(&root, &options),

@@ -97,8 +97,8 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "codegen",
         has_tests: false,
-        turn: Turn::First,
-        run: |_| generated_files_are_current(),
+        turn: Turn::Compilers,
+        run: |c| generated_files_are_current(c.root),
     },
     Stage {
         name: "lints",
@@ -187,8 +187,8 @@ impl Run<'_> {
             only: if self.is_stage { "" } else { self.only() },
             bless: self.options.bless,
         };
-        let results = (stage.run)(&context)
-            .unwrap_or_else(|error| vec![failed(stage.name, &error, started)]);
+        let results =
+            (stage.run)(&context).unwrap_or_else(|error| vec![failed(stage.name, &error, started)]);
         for failed in results.iter().filter(|result| !result.is_good()) {
             note!("{}", failed.line());
         }
@@ -274,7 +274,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
             run.turn(turn);
         }
     }
-    let mut done = run.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut done = run
+        .done
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|done| STAGES.iter().position(|stage| stage.name == done.stage));
     let times: Vec<_> = done
         .iter()
@@ -306,9 +309,9 @@ fn failed(test: &str, error: &anyhow::Error, started: Instant) -> TestResult {
     result(test, Outcome::Failed(format!("{error:#}")), started)
 }
 
-fn generated_files_are_current() -> Result<Vec<TestResult>> {
+fn generated_files_are_current(root: &Path) -> Result<Vec<TestResult>> {
     let started = Instant::now();
-    codegen::run(true)?;
+    codegen::run(root, true)?;
     Ok(vec![result(
         "codegen::generated_files_are_current",
         Outcome::Passed,

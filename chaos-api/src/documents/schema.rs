@@ -3,13 +3,42 @@
 //! Structure, types, enums and the bounds of numbers; what CEL and the patterns say is said better
 //! by `validate`.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
-};
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::documents::tree::{Kind, Node};
 use crate::validate::{FieldError, NOT_SET};
+
+/// Of each kind by its name, what is looked at here of the schema that an API server is given. Made by
+/// `cargo xtask codegen`.
+const SCHEMAS: &str = include_str!("schemas.json");
+
+/// What is looked at of a JSON schema in the form of OpenAPI 3.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(super) struct Schema {
+    r#type: String,
+    format: Option<String>,
+    properties: BTreeMap<String, Schema>,
+    /// Of a list.
+    items: Option<Box<Schema>>,
+    /// Of a map with any keys.
+    additional_properties: Option<Box<Schema>>,
+    required: Vec<String>,
+    r#enum: Vec<Value>,
+    minimum: Option<f64>,
+    maximum: Option<f64>,
+}
+
+/// The schemas of all kinds by their names.
+///
+/// # Errors
+/// None: the generated file parses, which a test of this module sees.
+pub(super) fn all() -> serde_json::Result<BTreeMap<String, Schema>> {
+    serde_json::from_str(SCHEMAS)
+}
 
 /// Fields of `metadata`, which the schema of a CRD does not hold.
 const METADATA: [&str; 15] = [
@@ -31,7 +60,7 @@ const METADATA: [&str; 15] = [
 ];
 
 /// Checks a whole object. Its status is not looked at: whoever applies a file means the spec.
-pub(super) fn check_object(root: &Node, schema: &JSONSchemaProps, errors: &mut Vec<FieldError>) {
+pub(super) fn check_object(root: &Node, schema: &Schema, errors: &mut Vec<FieldError>) {
     let Kind::Map(entries) = &root.kind else {
         return;
     };
@@ -106,13 +135,13 @@ fn check_metadata(metadata: &Node, errors: &mut Vec<FieldError>) {
 
 /// Where to look for a field that is not where it was written.
 struct Unknown<'a> {
-    schema: &'a JSONSchemaProps,
+    schema: &'a Schema,
     root: &'a str,
 }
 
 fn check(
     node: &Node,
-    schema: &JSONSchemaProps,
+    schema: &Schema,
     path: &str,
     unknown: &Unknown<'_>,
     errors: &mut Vec<FieldError>,
@@ -120,7 +149,7 @@ fn check(
     if node.is_null() {
         return;
     }
-    match (schema.type_.as_deref().unwrap_or_default(), &node.kind) {
+    match (schema.r#type.as_str(), &node.kind) {
         ("object", Kind::Map(_)) => check_fields(node, schema, path, unknown, errors),
         ("object", _) => {
             errors.push(wrong_type(
@@ -131,7 +160,7 @@ fn check(
             ));
         }
         ("array", Kind::List(items)) => {
-            let Some(JSONSchemaPropsOrArray::Schema(schema)) = &schema.items else {
+            let Some(schema) = &schema.items else {
                 return;
             };
             for (index, item) in items.iter().enumerate() {
@@ -158,7 +187,7 @@ fn check(
 
 fn check_fields(
     node: &Node,
-    schema: &JSONSchemaProps,
+    schema: &Schema,
     path: &str,
     unknown: &Unknown<'_>,
     errors: &mut Vec<FieldError>,
@@ -168,24 +197,18 @@ fn check_fields(
     };
     for entry in entries {
         let field = join(path, &entry.key);
-        let values = match &schema.additional_properties {
-            Some(JSONSchemaPropsOrBool::Schema(values)) => Some(values.as_ref()),
-            _ => None,
-        };
+        let values = schema.additional_properties.as_deref();
         if let Some(inner) = property(schema, &entry.key).or(values) {
             check(&entry.value, inner, &field, unknown, errors);
             continue;
         }
-        let siblings = schema
-            .properties
-            .iter()
-            .flat_map(|fields| fields.keys().map(String::as_str));
+        let siblings = schema.properties.keys().map(String::as_str);
         let guess = nearest(&entry.key, siblings)
             .map(|name| join(path, name))
             .or_else(|| find(unknown.schema, &entry.key, unknown.root));
         errors.push(unknown_field(&field, &entry.value, guess));
     }
-    for required in schema.required.iter().flatten() {
+    for required in &schema.required {
         if node.get(required).is_none_or(Node::is_null) {
             errors.push(missing_field(&join(path, required)));
         }
@@ -216,7 +239,7 @@ fn check_type(node: &Node, kind: &str, path: &str, errors: &mut Vec<FieldError>)
     }
 }
 
-fn check_value(node: &Node, schema: &JSONSchemaProps, path: &str, errors: &mut Vec<FieldError>) {
+fn check_value(node: &Node, schema: &Schema, path: &str, errors: &mut Vec<FieldError>) {
     let Kind::Scalar(value) = &node.kind else {
         return;
     };
@@ -228,13 +251,8 @@ fn check_value(node: &Node, schema: &JSONSchemaProps, path: &str, errors: &mut V
             advice,
         });
     };
-    if let Some(values) = &schema.enum_
-        && !values.iter().any(|allowed| allowed.0 == *value)
-    {
-        let words: Vec<_> = values
-            .iter()
-            .filter_map(|allowed| allowed.0.as_str())
-            .collect();
+    if !schema.r#enum.is_empty() && !schema.r#enum.contains(value) {
+        let words: Vec<_> = schema.r#enum.iter().filter_map(Value::as_str).collect();
         let advice = match nearest(&node.shown(), words.iter().copied()) {
             Some(word) => format!("did you mean {word}?"),
             None => "use one of these".to_owned(),
@@ -275,8 +293,8 @@ pub(super) fn join(path: &str, name: &str) -> String {
     }
 }
 
-fn property<'a>(schema: &'a JSONSchemaProps, name: &str) -> Option<&'a JSONSchemaProps> {
-    schema.properties.as_ref()?.get(name)
+fn property<'a>(schema: &'a Schema, name: &str) -> Option<&'a Schema> {
+    schema.properties.get(name)
 }
 
 /// The known name that this one is most likely meant to be: at most a third of its letters differ.
@@ -295,12 +313,12 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 }
 
 /// The path of the shallowest field of exactly this name, below a schema.
-fn find(schema: &JSONSchemaProps, name: &str, path: &str) -> Option<String> {
+fn find(schema: &Schema, name: &str, path: &str) -> Option<String> {
     let mut level = vec![(schema, path.to_owned())];
     while !level.is_empty() {
         let mut next = Vec::new();
         for (schema, path) in level {
-            for (field, inner) in schema.properties.iter().flatten() {
+            for (field, inner) in &schema.properties {
                 if field == name {
                     return Some(join(&path, field));
                 }
@@ -339,5 +357,20 @@ fn wrong_type(path: &str, node: &Node, article: &str, advice: &str) -> FieldErro
         value: node.shown(),
         rule: format!("must be {article}"),
         advice: advice.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::documents::Document;
+
+    #[test]
+    fn there_is_a_schema_of_each_kind() {
+        let schemas = all().unwrap();
+        assert!(schemas.keys().eq(&Document::KINDS), "{:?}", schemas.keys());
+        for schema in schemas.values() {
+            assert!(find(schema, "duration", "").is_some());
+        }
     }
 }

@@ -2,35 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::v1alpha1::Experiment;
 use crate::v1alpha1::lifecycle::Lifecycle;
-use crate::v1alpha1::names::{SELECTOR_KEY_SOURCE, SELECTOR_KEY_TARGET};
 use crate::v1alpha1::selector::PodSelector;
 use crate::v1alpha1::status::ChaosStatus;
 
 /// What happens to which packets of which pods.
-#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[kube(
-    group = "chaos-mesh.org",
-    version = "v1alpha1",
-    kind = "NetworkChaos",
-    plural = "networkchaos",
-    singular = "networkchaos",
-    namespaced,
-    status = "NetworkChaosStatus",
-    derive = "PartialEq",
-    doc = "Delays, loses, duplicates, corrupts, slows down or drops packets that pods send or receive.",
-    printcolumn(
-        name = "action",
-        type_ = "string",
-        json_path = ".spec.action",
-        description = "What is done."
-    )
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkChaosSpec {
     /// What is done: delay, loss, duplicate, corrupt, bandwidth or netem (all blocks that are set
@@ -241,29 +221,4 @@ pub struct NetworkChaosStatus {
     /// Written by Chaos Mesh only: generation of the PodNetworkChaos by record.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub instances: BTreeMap<String, i64>,
-}
-
-impl Experiment for NetworkChaos {
-    fn lifecycle(&self) -> &Lifecycle {
-        &self.spec.lifecycle
-    }
-
-    fn selectors(&self) -> Vec<(&'static str, &PodSelector)> {
-        let target = self
-            .spec
-            .target
-            .iter()
-            .map(|target| (SELECTOR_KEY_TARGET, target));
-        std::iter::once((SELECTOR_KEY_SOURCE, &self.spec.source))
-            .chain(target)
-            .collect()
-    }
-
-    fn chaos_status(&self) -> Option<&ChaosStatus> {
-        self.status.as_ref().map(|status| &status.chaos)
-    }
-
-    fn is_one_shot(&self) -> bool {
-        false
-    }
 }

@@ -1,34 +1,14 @@
 //! TimeChaos: containers whose clocks are ahead or behind.
 
-use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::v1alpha1::Experiment;
 use crate::v1alpha1::lifecycle::Lifecycle;
-use crate::v1alpha1::names::SELECTOR_KEY_SOURCE;
 use crate::v1alpha1::selector::PodSelector;
 use crate::v1alpha1::status::ChaosStatus;
 
 /// Which clocks of which containers are how far off.
-#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[kube(
-    group = "chaos-mesh.org",
-    version = "v1alpha1",
-    kind = "TimeChaos",
-    plural = "timechaos",
-    singular = "timechaos",
-    namespaced,
-    status = "TimeChaosStatus",
-    derive = "PartialEq",
-    doc = "Shows containers another time than it is.",
-    printcolumn(
-        name = "offset",
-        type_ = "string",
-        json_path = ".spec.timeOffset",
-        description = "How far the clocks are ahead, or behind if negative."
-    )
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TimeChaosSpec {
     /// How far the clocks are ahead, or behind if negative: 5m, -1h30m, 250us. At most 292 years.
@@ -54,26 +34,4 @@ pub struct TimeChaosStatus {
     /// What all kinds have.
     #[serde(flatten)]
     pub chaos: ChaosStatus,
-}
-
-impl Experiment for TimeChaos {
-    fn lifecycle(&self) -> &Lifecycle {
-        &self.spec.lifecycle
-    }
-
-    fn selectors(&self) -> Vec<(&'static str, &PodSelector)> {
-        vec![(SELECTOR_KEY_SOURCE, &self.spec.source)]
-    }
-
-    fn container_names(&self) -> Option<&[String]> {
-        Some(&self.spec.container_names)
-    }
-
-    fn chaos_status(&self) -> Option<&ChaosStatus> {
-        self.status.as_ref().map(|status| &status.chaos)
-    }
-
-    fn is_one_shot(&self) -> bool {
-        false
-    }
 }

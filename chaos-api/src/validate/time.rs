@@ -6,40 +6,40 @@ use crate::v1alpha1::{ClockJump, TimeChaosSpec};
 use crate::validate::{Errors, lifecycle, selector};
 
 /// The rule of a `timeOffset` that changes nothing.
-pub(crate) const NO_OFFSET: &str = "an offset of 0 changes no clock";
+pub const NO_OFFSET: &str = "an offset of 0 changes no clock";
 
 /// What to write as `timeOffset`.
-pub(crate) const OFFSET_ADVICE: &str = "write it like 5m, -1h30m or 250us";
+pub const OFFSET_ADVICE: &str = "write it like 5m, -1h30m or 250us";
 
 /// The rule of a rate that changes nothing.
-pub(crate) const NO_RATE: &str = "a clock that runs at its own speed is not changed";
+pub const NO_RATE: &str = "a clock that runs at its own speed is not changed";
 
 /// What to write as `faultline.rate`.
-pub(crate) const RATE_ADVICE: &str =
+pub const RATE_ADVICE: &str =
     "write it in quotes, such as \"1.1\" for a clock that is ten percent fast";
 
 /// The rule of a rate of a clock that has none.
-pub(crate) const NO_SPEED: &str = "a clock of CPU time has no speed of its own";
+pub const NO_SPEED: &str = "a clock of CPU time has no speed of its own";
 
 /// What to do about it.
-pub(crate) const SPEED_ADVICE: &str = "remove the rate, or name other clocks";
+pub const SPEED_ADVICE: &str = "remove the rate, or name other clocks";
 
 /// What to do instead of a jump at once.
-pub(crate) const JUMP_ADVICE: &str = "use timeOffset for what is to be off at once";
+pub const JUMP_ADVICE: &str = "use timeOffset for what is to be off at once";
 
 /// The rule of a clock that is none.
-pub(crate) const NO_CLOCK: &str = "there is no such clock";
+pub const NO_CLOCK: &str = "there is no such clock";
 
 /// What to write as an element of `clockIds`.
-pub(crate) fn clock_advice() -> String {
+pub fn clock_advice() -> String {
     format!("use one of {}", CLOCKS.map(|(name, _)| name).join(", "))
 }
 
 /// The rule of a `containerNames` with an empty name.
-pub(crate) const NO_CONTAINER: &str = "no container has an empty name";
+pub const NO_CONTAINER: &str = "no container has an empty name";
 
 /// What to write as an element of `containerNames`.
-pub(crate) const CONTAINER_ADVICE: &str =
+pub const CONTAINER_ADVICE: &str =
     "write its name in the pod, or remove the field for the first container";
 
 pub(super) fn check(spec: &TimeChaosSpec, at: &str, errors: &mut Errors) {

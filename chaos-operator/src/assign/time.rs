@@ -1,7 +1,7 @@
 //! TimeChaos: which containers show another time.
 
 use chaos_api::clock::{self, Skew};
-use chaos_api::v1alpha1::TimeChaos;
+use chaos_crd::TimeChaos;
 use chaos_proto::agent::fault::Effect;
 use chaos_proto::agent::{ClockEffect, ClockJump};
 
@@ -54,7 +54,7 @@ const fn jump(jump: clock::Jump) -> ClockJump {
 
 #[cfg(test)]
 mod tests {
-    use chaos_api::v1alpha1::Experiment;
+    use chaos_crd::Experiment;
     use chaos_proto::agent::target::Target as TargetKind;
 
     use super::*;

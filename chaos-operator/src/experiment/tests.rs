@@ -1,6 +1,6 @@
 //! An experiment from its first look to its last, with an agent that is a few lines of this file.
 
-use chaos_api::v1alpha1::{Experiment, NetworkChaos};
+use chaos_crd::{Experiment, NetworkChaos};
 use chaos_proto::agent::{Counters, ObservedFault, Phase};
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

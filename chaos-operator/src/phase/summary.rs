@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chaos_api::duration;
+use chaos_api::v1alpha1::Time;
 use chaos_api::v1alpha1::names::{
     CONDITION_ALL_INJECTED, CONDITION_ALL_RECOVERED, CONDITION_DEGRADED, CONDITION_NO_EFFECT,
     CONDITION_PAUSED, CONDITION_SELECTED,
@@ -13,7 +14,6 @@ use chaos_api::v1alpha1::{
     RecordPhase, SummaryPhase,
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::kept::{Hold, Kept, KeptRecord};
 use crate::view::View;
@@ -161,7 +161,7 @@ fn conditions(kept: &Kept, facts: &Facts<'_>) -> Vec<Condition> {
     for new in &mut conditions {
         let old = kept.conditions.iter().find(|one| one.r#type == new.r#type);
         new.last_transition_time = match old {
-            Some(old) if old.status == new.status => old.last_transition_time.clone(),
+            Some(old) if old.status == new.status => old.last_transition_time,
             _ => Some(Time(facts.now)),
         };
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::http::{Method, Request, Response};
-use chaos_api::v1alpha1::NetworkChaos;
 use chaos_api::v1alpha1::names::FINALIZER;
+use chaos_crd::NetworkChaos;
 use kube::client::Body;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::reflector::{self, store::Writer};

@@ -14,6 +14,8 @@ mod scenarios;
 mod world;
 
 use control_plane::{ControlPlane, enter_network_namespace, kube_binary};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 use world::World;
 
 #[test]
@@ -27,7 +29,9 @@ fn the_operator_runs_experiments_on_a_real_api_server() {
         return;
     }
     if let Ok(log) = std::env::var("FAULTLINE_LOG") {
-        tracing_subscriber::fmt().with_env_filter(log).init();
+        let filter: Targets = log.parse().unwrap();
+        let logs = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
+        logs.finish().with(filter).init();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

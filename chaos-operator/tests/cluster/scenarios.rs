@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use chaos_api::v1alpha1::NetworkChaos;
+use chaos_crd::NetworkChaos;
 use chaos_proto::agent::Phase;
 use chaos_proto::agent::fault::Effect;
 

@@ -5,7 +5,8 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_api::v1alpha1::{Experiment, NetworkChaos, RecordPhase};
+use chaos_api::v1alpha1::RecordPhase;
+use chaos_crd::{Experiment, NetworkChaos};
 use chaos_operator::run::RunArgs;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

@@ -150,7 +150,8 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
             limit_seconds: limit.as_secs_f64(),
         })?;
         let start = Instant::now();
-        let outcome = run_apart(&name, limit, choice.thorough).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
+        let outcome = run_apart(&name, limit, choice.thorough)
+            .unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
         let outcome = judge(outcome, &mut log, cgroup::sweep());
         let seconds = start.elapsed().as_secs_f64();
         let text = match &outcome {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What the machine runs.
-const KERNEL: Series = Series::V6_12;
+pub(super) const KERNEL: Series = Series::V6_12;
 
 /// Half of what is asked: no round trip takes that long by itself, and each that is hit does.
 const SLOW_US: u64 = 50_000;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use chaos_abi::sample::{Stream, hit, threshold_ppm};
-use chaos_api::v1alpha1::{ChaosStatus, FaultlineStatus, NetworkChaos, RecordPhase};
+use chaos_api::documents;
+use chaos_api::v1alpha1::{ChaosStatus, FaultlineStatus, NetworkChaosStatus, RecordPhase, Time};
 use serde::Deserialize;
 
 use super::{Lab, clock, must, nanos};
@@ -13,6 +14,19 @@ use crate::step::{self, eventually};
 
 /// How long a change of a status may take on an emulated node whose host has other work to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is looked at of an experiment.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Seen {
+    metadata: Metadata,
+    status: Option<NetworkChaosStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    creation_timestamp: Option<Time>,
+}
 
 /// An experiment that was accepted.
 #[derive(Clone, Debug)]
@@ -121,7 +135,7 @@ impl Lab<'_> {
     ///
     /// # Errors
     /// If the API server does not answer, or with an object that the types do not know.
-    pub(crate) fn experiment(&self, name: &str) -> Result<Option<NetworkChaos>> {
+    pub(crate) fn experiment(&self, name: &str) -> Result<Option<Seen>> {
         let words = [
             "get",
             "networkchaos",
@@ -357,8 +371,9 @@ pub(crate) fn lost_by_model(seed: u64, percent: u32, matched: u64) -> u64 {
 
 /// The seed that a document gives its draws.
 pub(crate) fn seed_of(document: &str) -> Option<u64> {
-    let chaos: NetworkChaos = serde_norway::from_str(document).ok()?;
-    chaos.spec.lifecycle.faultline?.sample?.seed
+    let documents = documents::parse(document).ok()?;
+    let lifecycle = documents.first()?.lifecycle();
+    lifecycle.faultline.as_ref()?.sample.as_ref()?.seed
 }
 
 #[cfg(test)]

@@ -9,7 +9,13 @@ use super::result;
 use crate::{ebpf, setup::rust, step::step, vmtest::TestResult};
 
 /// Crates that must build without what the rest of the workspace switches on in their dependencies.
-const PURE: [&str; 4] = ["chaos-abi", "chaos-api", "chaos-planner", "chaos-ebpf"];
+const PURE: [&str; 5] = [
+    "chaos-abi",
+    "chaos-api",
+    "chaos-crd",
+    "chaos-planner",
+    "chaos-ebpf",
+];
 
 /// `cargo fmt --check`.
 ///

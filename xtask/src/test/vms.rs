@@ -77,7 +77,13 @@ fn jobs(options: &Options) -> Vec<(Series, Options)> {
         let half = Half::default();
         [half.other(), half].map(|half| {
             let half = Some(half);
-            (series, Options { half, ..options.clone() })
+            (
+                series,
+                Options {
+                    half,
+                    ..options.clone()
+                },
+            )
         })
     });
     each.iter().copied().map(whole).chain(halves).collect()

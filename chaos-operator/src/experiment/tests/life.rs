@@ -126,7 +126,7 @@ fn a_duration_ends_and_says_how_much_is_left() {
     assert_eq!(step.ends_at, Some(end));
     let ours = bench.ours();
     assert_eq!(ours.time_left.as_deref(), Some("20s"));
-    assert_eq!(ours.next_recover, Some(Time(end)));
+    assert_eq!(ours.next_recover, Some(end.into()));
     bench.pass(20);
     bench.look();
     assert_eq!(bench.events(), "TimeUp Updated");
@@ -282,7 +282,7 @@ fn rounds_draw_wait_and_draw_again() {
         let ours = bench.ours();
         assert_eq!(ours.hits, Some(round), "over all rounds");
         let next = bench.now + SignedDuration::from_secs(5);
-        assert_eq!((ours.next_start, ours.time_left), (Some(Time(next)), None));
+        assert_eq!((ours.next_start, ours.time_left), (Some(next.into()), None));
         bench.pass(5);
     }
     assert!(drawn.len() > 2, "{drawn:?}");

@@ -1,7 +1,7 @@
 //! TimeChaos: records are containers, each with its own target.
 
 use anyhow::{Context, Result, bail, ensure};
-use chaos_api::v1alpha1::TimeChaos;
+use chaos_crd::TimeChaos;
 use chaos_proto::agent::fault::Effect;
 use chaos_proto::agent::target::Target;
 use kube::Api;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use chaos_api::v1alpha1::NetworkChaos;
+use chaos_crd::NetworkChaos;
 
 use super::DELAY;
 use crate::world::{World, holds, injected, shown, word};

@@ -2,14 +2,14 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 
-use crate::crd::shared::{self, NOT_ZERO};
-use crate::crd::{at, message, rule};
-use crate::rate::RateError;
+use crate::definitions::shared::{self, NOT_ZERO};
+use crate::definitions::{at, message, rule};
+use chaos_api::rate::RateError;
 
 /// Blocks that act together, whatever the action is called; but not in a partition.
 const BLOCKS: [&str; 6] = ["delay", "loss", "duplicate", "corrupt", "rate", "bandwidth"];
 
-/// A whole number of at most 18 digits and a unit, as [`crate::rate::parse`] reads it.
+/// A whole number of at most 18 digits and a unit, as [`chaos_api::rate::parse`] reads it.
 const RATE: &str = r"(?i)^\\s*[0-9]{1,18}\\s*[kmgt]?(bit|bps)\\s*$";
 
 /// One of those that is less than a byte a second.

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use chaos_api::v1alpha1::{NetworkChaos, TimeChaos};
 use chaos_api::validate::FieldError;
-use chaos_api::{crd, default, validate};
+use chaos_api::{default, validate};
+use chaos_crd::definitions;
 use serde_json::{Value, json};
 
 #[derive(serde::Deserialize)]
@@ -58,39 +58,39 @@ fn cases_of(kind: &str, file: &str) -> Vec<(Case, Value)> {
 
 fn refusals(object: &Value) -> Vec<String> {
     if object["kind"] == "TimeChaos" {
-        return verdict::<TimeChaos>(object, default::time_chaos, validate::time_chaos);
+        return verdict(object, default::time_chaos, validate::time_chaos);
     }
-    verdict::<NetworkChaos>(object, default::network_chaos, validate::network_chaos)
+    verdict(object, default::network_chaos, validate::network_chaos)
 }
 
-fn verdict<K: Clone + serde::de::DeserializeOwned>(
+fn verdict<S: Clone + serde::de::DeserializeOwned>(
     object: &Value,
-    fill_in: fn(&mut K),
-    check: fn(&K) -> Vec<FieldError>,
+    fill_in: fn(&mut S, &str),
+    check: fn(&S) -> Vec<FieldError>,
 ) -> Vec<String> {
-    let chaos: K = serde_json::from_value(object.clone()).expect("the case is of its kind");
-    let mut defaulted = chaos.clone();
-    fill_in(&mut defaulted);
-    let errors = |chaos: &K| {
-        let errors = check(chaos);
+    let spec: S = serde_json::from_value(object["spec"].clone()).expect("the case is of its kind");
+    let mut defaulted = spec.clone();
+    fill_in(&mut defaulted, "chaos-testing");
+    let errors = |spec: &S| {
+        let errors = check(spec);
         errors.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(
-        errors(&chaos),
+        errors(&spec),
         errors(&defaulted),
         "defaults change no verdict"
     );
-    errors(&chaos)
+    errors(&spec)
 }
 
 fn cel_refusals(object: &Value, old: Option<&Value>) -> Vec<String> {
-    let crd = crd::crds()
+    let crd = definitions::crds()
         .into_iter()
         .find(|crd| object["kind"] == crd.spec.names.kind);
     let crd = crd.expect("there is a CRD of this kind");
-    let schema = crd::schema(&crd).expect("one version with a schema");
+    let schema = definitions::schema(&crd).expect("one version with a schema");
     let schema = serde_json::to_value(schema).expect("a schema is JSON");
-    match kube::core::cel::Validator::new().validate(&schema, object, old) {
+    match kube_core::cel::Validator::new().validate(&schema, object, old) {
         Ok(()) => Vec::new(),
         Err(errors) => vec![errors.to_string()],
     }

@@ -5,14 +5,23 @@
 //! server can see them, in CEL. What it cannot see (the calendar, names of labels) the controller
 //! refuses.
 
+use chaos_api::v1alpha1::names::{GROUP, VERSION};
+use chaos_api::validate::{GAPS, Gap, NETWORK_GAPS, TIME_GAPS};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
-    ValidationRule,
+    CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
+    CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceSubresourceStatus,
+    CustomResourceSubresources, CustomResourceValidation, JSONSchemaProps, JSONSchemaPropsOrArray,
+    JSONSchemaPropsOrBool, ValidationRule,
 };
-use kube::CustomResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube_core::Resource;
+use kube_core::schema::{OptionalEnum, OptionalIntOrString, StructuralSchemaRewriter};
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use schemars::transform::AddNullable;
+use serde_json::{Value, json};
 
-use crate::v1alpha1::{NetworkChaos, TimeChaos};
-use crate::validate::{GAPS, Gap, NETWORK_GAPS, TIME_GAPS};
+use crate::kinds::{NetworkChaos, TimeChaos};
 
 mod network;
 mod shared;
@@ -24,14 +33,19 @@ mod time;
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
-        finish(
-            NetworkChaos::crd(),
+        definition::<NetworkChaos>(
+            shared::column("action", "string", ".spec.action", "What is done."),
             "Packets hit so far.",
             NETWORK_GAPS,
             network::add_rules,
         ),
-        finish(
-            TimeChaos::crd(),
+        definition::<TimeChaos>(
+            shared::column(
+                "offset",
+                "string",
+                ".spec.timeOffset",
+                "How far the clocks are ahead, or behind if negative.",
+            ),
             "Clock reads shifted so far.",
             TIME_GAPS,
             time::add_rules,
@@ -48,34 +62,76 @@ pub fn schema(crd: &CustomResourceDefinition) -> Option<&JSONSchemaProps> {
     version.schema.as_ref()?.open_api_v3_schema.as_ref()
 }
 
-/// What the derive has made of a kind, with what all kinds share and what is its own: what its hits
-/// are, what of it is not built yet, and its bounds and rules.
-fn finish(
-    mut crd: CustomResourceDefinition,
+/// The CRD of a kind: its own column and what its hits are, what of it is not built yet, and its bounds
+/// and rules.
+fn definition<K: Resource<DynamicType = ()> + JsonSchema>(
+    column: CustomResourceColumnDefinition,
     hits: &str,
     gaps: &[Gap],
     add_rules: fn(&mut JSONSchemaProps),
 ) -> CustomResourceDefinition {
-    for version in &mut crd.spec.versions {
-        version
-            .additional_printer_columns
-            .get_or_insert_default()
-            .extend(shared::columns(hits));
-        let schema = version
-            .schema
-            .as_mut()
-            .and_then(|schema| schema.open_api_v3_schema.as_mut());
-        if let Some(schema) = schema {
-            tidy(schema);
-            if let Some(spec) = property(schema, "spec") {
-                shared::every_kind(spec);
-                add_rules(spec);
-                shared::gaps(spec, GAPS);
-                shared::gaps(spec, gaps);
-            }
-        }
+    let mut schema = derived::<K>();
+    tidy(&mut schema);
+    if let Some(spec) = property(&mut schema, "spec") {
+        shared::every_kind(spec);
+        add_rules(spec);
+        shared::gaps(spec, GAPS);
+        shared::gaps(spec, gaps);
     }
-    crd
+    let columns = std::iter::once(column).chain(shared::columns(hits));
+    let plural = K::plural(&());
+    CustomResourceDefinition {
+        metadata: ObjectMeta {
+            name: Some(format!("{plural}.{GROUP}")),
+            ..ObjectMeta::default()
+        },
+        spec: CustomResourceDefinitionSpec {
+            group: GROUP.to_owned(),
+            names: CustomResourceDefinitionNames {
+                kind: K::kind(&()).into_owned(),
+                singular: Some(plural.clone().into_owned()),
+                plural: plural.into_owned(),
+                ..CustomResourceDefinitionNames::default()
+            },
+            scope: "Namespaced".to_owned(),
+            versions: vec![CustomResourceDefinitionVersion {
+                additional_printer_columns: Some(columns.collect()),
+                name: VERSION.to_owned(),
+                schema: Some(CustomResourceValidation {
+                    open_api_v3_schema: Some(schema),
+                }),
+                served: true,
+                storage: true,
+                subresources: Some(CustomResourceSubresources {
+                    status: Some(CustomResourceSubresourceStatus(json!({}))),
+                    ..CustomResourceSubresources::default()
+                }),
+                ..CustomResourceDefinitionVersion::default()
+            }],
+            ..CustomResourceDefinitionSpec::default()
+        },
+        ..CustomResourceDefinition::default()
+    }
+}
+
+/// What the types say, in the structural form that a CRD must have: nothing is referred to, and what
+/// several variants share stands above them.
+///
+/// # Panics
+/// If that is no schema: the types are part of this project, and a test makes the schema of each.
+fn derived<K: JsonSchema>() -> JSONSchemaProps {
+    let settings = SchemaSettings::openapi3().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let generator = settings
+        .with_transform(AddNullable::default())
+        .with_transform(StructuralSchemaRewriter)
+        .with_transform(OptionalEnum)
+        .with_transform(OptionalIntOrString)
+        .into_generator();
+    let schema = Value::from(generator.into_root_schema_for::<K>());
+    serde_json::from_value(schema).expect("a structural schema is what a CRD holds")
 }
 
 /// Takes out what the derive adds and upstream's schema has not: a null is an error, not a value,

@@ -4,9 +4,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, JSONSchemaProps, ValidationRule,
 };
 
-use crate::crd::{at, message, rule};
-use crate::duration::DurationError;
-use crate::validate::Gap;
+use crate::definitions::{at, message, rule};
+use chaos_api::duration::DurationError;
+use chaos_api::validate::Gap;
 
 /// A Go duration: signs, fractions and several parts, as `duration::parse` takes it.
 pub(super) const DURATION: &str = r"^[-+]?(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+$";
@@ -24,18 +24,27 @@ const MAX_NAME: i64 = 253;
 const MAX_TEXT: i64 = 4096;
 const MAX_NUMBER: i64 = 64;
 
-/// Of clocks; [`crate::clock::MAX_JUMPS`].
-const MAX_JUMPS: i64 = crate::clock::MAX_JUMPS as i64;
+/// Of clocks; [`chaos_api::clock::MAX_JUMPS`].
+const MAX_JUMPS: i64 = chaos_api::clock::MAX_JUMPS as i64;
 
-/// Columns of `kubectl get` behind the kind's own; `hits` says what is counted.
-pub(super) fn columns(hits: &str) -> [CustomResourceColumnDefinition; 5] {
-    let column = |name: &str, type_: &str, path: &str, text: &str| CustomResourceColumnDefinition {
+/// A column of `kubectl get`.
+pub(super) fn column(
+    name: &str,
+    type_: &str,
+    path: &str,
+    text: &str,
+) -> CustomResourceColumnDefinition {
+    CustomResourceColumnDefinition {
         name: name.to_owned(),
         type_: type_.to_owned(),
         json_path: path.to_owned(),
         description: Some(text.to_owned()),
         ..CustomResourceColumnDefinition::default()
-    };
+    }
+}
+
+/// Those behind the kind's own; `hits` says what is counted.
+pub(super) fn columns(hits: &str) -> [CustomResourceColumnDefinition; 5] {
     [
         column(
             "phase",

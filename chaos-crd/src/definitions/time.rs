@@ -2,10 +2,10 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 
-use crate::clock::{CLOCKS, ClockRateError, OF_CPU_TIME};
-use crate::crd::shared::{self, DURATION};
-use crate::crd::{at, message, quoted, rule};
-use crate::validate::{
+use crate::definitions::shared::{self, DURATION};
+use crate::definitions::{at, message, quoted, rule};
+use chaos_api::clock::{CLOCKS, ClockRateError, OF_CPU_TIME};
+use chaos_api::validate::{
     CONTAINER_ADVICE, JUMP_ADVICE, NO_CLOCK, NO_CONTAINER, NO_OFFSET, NO_RATE, NO_SPEED,
     OFFSET_ADVICE, RATE_ADVICE, SPEED_ADVICE, clock_advice,
 };

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use chaos_api::crd;
+use chaos_crd::definitions;
 use serde_json::Value;
 
 /// Keywords of a schema that must be the same where upstream has them.
@@ -67,7 +67,7 @@ fn missing(upstream: &Value, ours: &Value, path: &str, differences: &mut Vec<Str
 
 #[test]
 fn every_field_of_upstream_is_there_with_the_same_type() {
-    for crd in crd::crds() {
+    for crd in definitions::crds() {
         let path = format!(
             "{}/tests/data/upstream-{}.yaml",
             env!("CARGO_MANIFEST_DIR"),
@@ -118,9 +118,9 @@ fn the_schema_has_no_nulls_and_a_text_for_every_field_that_a_user_sets() {
             }
         }
     }
-    for crd in crd::crds() {
+    for crd in definitions::crds() {
         walk(
-            &serde_json::to_value(crd::schema(&crd).unwrap()).unwrap(),
+            &serde_json::to_value(definitions::schema(&crd).unwrap()).unwrap(),
             "",
         );
     }
@@ -132,7 +132,7 @@ fn kubectl_get_shows_what_is_done_where_it_is_and_how_much_is_hit() {
         ("NetworkChaos", ("action", ".spec.action", 0)),
         ("TimeChaos", ("offset", ".spec.timeOffset", 0)),
     ]);
-    for crd in crd::crds() {
+    for crd in definitions::crds() {
         let kind = crd.spec.names.kind.as_str();
         let columns = crd.spec.versions[0]
             .additional_printer_columns
