@@ -1,4 +1,4 @@
-//! `proto/*.proto` and the code generated from them. No logic.
+//! `proto/*.proto` and the code generated from them, by `cargo xtask codegen`. No logic.
 #![forbid(unsafe_code)]
 
 /// Messages and services of `proto/agent.proto`, which has the documentation.
@@ -17,12 +17,12 @@ pub use faultline::local::v1 as local;
 mod faultline {
     pub(crate) mod agent {
         pub mod v1 {
-            tonic::include_proto!("faultline.agent.v1");
+            include!("../generated/faultline.agent.v1.rs");
         }
     }
     pub(crate) mod local {
         pub mod v1 {
-            tonic::include_proto!("faultline.local.v1");
+            include!("../generated/faultline.local.v1.rs");
         }
     }
 }

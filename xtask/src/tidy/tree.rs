@@ -43,9 +43,10 @@ impl Tree {
             .map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
-    /// Rust sources.
+    /// Rust sources that people write.
     pub(crate) fn rust(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.files().filter(|(path, _)| path.ends_with(".rs"))
+        self.files()
+            .filter(|(path, _)| path.ends_with(".rs") && !path.contains("/generated/"))
     }
 
     /// The text of a file.

@@ -94,7 +94,7 @@ fn a_second_of_delay_under_full_load_is_degraded_and_not_out_of_memory() -> Resu
     nothing_waits()
 }
 
-vm_test!(what_was_never_counted_out_is_put_right, limit = 60);
+vm_test!(what_was_never_counted_out_is_put_right, limit = 60, once);
 fn what_was_never_counted_out_is_put_right() -> Result<()> {
     const SLOT: u32 = 1;
     let pair = Pair::new()?;

@@ -22,7 +22,11 @@ fn drop_egress() -> NetworkEffect {
     }
 }
 
-vm_test!(a_fault_without_a_duration_is_leased_and_renewed, limit = 90);
+vm_test!(
+    a_fault_without_a_duration_is_leased_and_renewed,
+    limit = 90,
+    once
+);
 fn a_fault_without_a_duration_is_leased_and_renewed() -> Result<()> {
     let target = Cgroup::new()?;
     let mut host = Host::open()?;

@@ -135,7 +135,11 @@ fn slower() -> NetworkEffect {
     delayed(Duration::from_millis(200))
 }
 
-vm_test!(partitions_cut_exactly_the_pairs_that_are_named, limit = 150);
+vm_test!(
+    partitions_cut_exactly_the_pairs_that_are_named,
+    limit = 150,
+    once
+);
 fn partitions_cut_exactly_the_pairs_that_are_named() -> Result<()> {
     let mut pods = Pods::new()?;
     expect("before", pods.blocked()?, &[])?;
@@ -168,7 +172,11 @@ fn partitions_cut_exactly_the_pairs_that_are_named() -> Result<()> {
     expect("after", lost, &[])
 }
 
-vm_test!(delays_slow_exactly_the_pairs_that_are_named, limit = 150);
+vm_test!(
+    delays_slow_exactly_the_pairs_that_are_named,
+    limit = 150,
+    once
+);
 fn delays_slow_exactly_the_pairs_that_are_named() -> Result<()> {
     let mut pods = Pods::new()?;
     expect("before", pods.slow()?, &[])?;

@@ -152,7 +152,8 @@ fn watch(prefix: &str) -> Result<Running> {
 
 vm_test!(
     leases_of_etcd_outlast_a_skewed_wall_clock_and_expire_with_all_clocks,
-    limit = 240
+    limit = 240,
+    once
 );
 fn leases_of_etcd_outlast_a_skewed_wall_clock_and_expire_with_all_clocks() -> Result<()> {
     const SHORT: i64 = 30;
