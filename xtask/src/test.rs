@@ -1,7 +1,8 @@
 //! `cargo xtask test`: everything that must hold before a change is merged. `.ci/run` calls it.
 //!
 //! Stages go from cheap to dear; all run, also after a failure, so that one run shows all that is
-//! wrong. Compilers work in the time that emulated machines wait. Not here: what a stage does (`tidy.rs`, `codegen.rs`, `vmtest.rs`, `test/*.rs`).
+//! wrong. Compilers work in the time that emulated machines wait. Not here: what a stage does
+//! (`tidy.rs`, `codegen.rs`, `vmtest.rs`, `test/*.rs`).
 
 mod cargo;
 pub(crate) mod matrix;

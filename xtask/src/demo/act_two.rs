@@ -63,7 +63,6 @@ struct Case {
     title: &'static str,
     asked: &'static str,
     document: &'static str,
-    lasts: Duration,
     sign: Sign,
     /// The paths that must be hit.
     is_asked: Choice,
@@ -76,7 +75,6 @@ const CASES: [Case; 2] = [
         title: "100 ms of delay on what three pods send",
         asked: "action delay, latency 100ms, mode all, duration 6s",
         document: DELAY,
-        lasts: Duration::from_secs(6),
         sign: Sign::SlowerThan(SLOW_US),
         is_asked: |path| is_tikv(&path.from) || is_tikv(&path.to),
         groups: &[
@@ -95,7 +93,6 @@ const CASES: [Case; 2] = [
         title: "30 % loss on what tikv-0 sends to the others of its kind",
         asked: "action loss, loss 30, direction to, target all tikv, seed 20261121, duration 6s",
         document: LOSS,
-        lasts: Duration::from_secs(6),
         sign: Sign::Lost,
         is_asked: |path| of_tikv_0(path) && path.to != "client" && path.from != "client",
         groups: &[
@@ -239,7 +236,9 @@ fn watch(lab: &Lab<'_>, case: &Case, quiet_since: u64, step: &step::Step) -> Res
         chaos::ours(status).hits.unwrap_or_default() > 0
             || chaos::condition(status, "AllInjected") == Some(false)
     })?;
-    let deadline = lab.deadline(name, case.lasts)?;
+    // Of the rules in the kernel: the clocks of the API server, which dates objects, and of a node differ.
+    let deadlines = lab.armed()?.into_iter().map(|rule| rule.deadline);
+    let deadline = deadlines.max().context("no rule is armed")?;
     let listed = step::output(&mut lab.kubectl(["get", "networkchaos", name]))?;
     step.progress("until its duration is over");
     let after = lab.wait_for_phase(name, "Finished", PATIENCE)?;
