@@ -75,6 +75,8 @@ enum Turn {
     First,
     /// It compiles, at the lowest priority, beside the machines: those wait more than they work.
     Compilers,
+    /// It runs what has been compiled so, beside the machines.
+    Compiled,
     /// It is the emulated machines.
     Machines,
     /// It needs the whole host.
@@ -116,7 +118,7 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "unit",
         has_tests: true,
-        turn: Turn::Compilers,
+        turn: Turn::Compiled,
         run: |c| cargo::unit_tests(c.root, c.only),
     },
     Stage {
@@ -163,12 +165,10 @@ impl Run<'_> {
         }
     }
 
-    /// Runs those of one turn that were asked for, one after the other.
+    /// Runs those of one turn, one after the other.
     fn turn(&self, turn: Turn) {
         for stage in STAGES.iter().filter(|stage| stage.turn == turn) {
-            if self.is_chosen(stage) {
-                self.add(self.run(stage));
-            }
+            self.add(self.run(stage));
         }
     }
 
@@ -226,7 +226,7 @@ impl Run<'_> {
             let _binaries = vmtest::build(self.root);
         }
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let compilers = scope.spawn(|| {
                 let started = Instant::now();
                 // The operator's tests run an API server, and skip themselves without one.
                 let ready = lowest_priority().and_then(|()| kubernetes.wait());
@@ -238,6 +238,14 @@ impl Run<'_> {
                     });
                 }
                 self.turn(Turn::Compilers);
+                if !self.options.leaves_out("unit") {
+                    // As with the binaries above.
+                    let _compiled = cargo::compile_unit_tests(self.root);
+                }
+            });
+            scope.spawn(|| {
+                let _panicked = compilers.join();
+                self.turn(Turn::Compiled);
             });
             self.turn(Turn::Machines);
         });
@@ -271,8 +279,8 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         run.complete()?;
     } else {
         setup::rust::ensure()?;
-        for turn in [Turn::First, Turn::Compilers, Turn::Machines, Turn::Last] {
-            run.turn(turn);
+        for stage in STAGES.iter().filter(|stage| run.is_chosen(stage)) {
+            run.add(run.run(stage));
         }
     }
     let mut done = run

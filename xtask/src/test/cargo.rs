@@ -78,6 +78,19 @@ pub(super) fn crates_alone(root: &Path) -> Result<Vec<TestResult>> {
     Ok(PURE.iter().map(check).collect())
 }
 
+/// Compiles what [`unit_tests`] runs.
+///
+/// # Errors
+/// If it does not compile.
+pub(super) fn compile_unit_tests(root: &Path) -> Result<()> {
+    let env = ebpf::cargo_env()?;
+    step("unit tests, compiled", |step| {
+        let mut command = cargo(root);
+        command.args(["test", "--workspace", "--no-run"]).envs(env);
+        step.run(&mut command)
+    })
+}
+
 /// The tests that need no virtual machine, those whose name contains `only`.
 ///
 /// # Errors

@@ -68,6 +68,10 @@ pub(super) async fn two_experiments_on_a_pod_are_apart(world: &mut World) -> Res
         .agent
         .until("four", |agent| agent.faults.len() == 4)
         .await?;
+    // The agent may know of it before its finalizer is written.
+    world
+        .until("first", "injected", |o| injected(o).len() == 2)
+        .await?;
     world.delete("first").await?;
     ensure!(world.agent.state().faults.len() == 2);
     world
