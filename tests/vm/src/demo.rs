@@ -36,7 +36,7 @@ spec:
 ";
 
 /// Each of the spans before and after the fault.
-const SPAN: Duration = Duration::from_secs(3);
+const SPAN: Duration = Duration::from_secs(2);
 
 vm_test!(one_process_is_slowed_and_its_neighbour_is_not, limit = 90);
 fn one_process_is_slowed_and_its_neighbour_is_not() -> Result<()> {
