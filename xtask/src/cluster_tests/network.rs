@@ -33,6 +33,10 @@ const LASTS: Duration = Duration::from_secs(10);
 /// What the delay asks for.
 const DELAY: Duration = Duration::from_millis(100);
 
+/// So long after the last packet to a neighbour it may still be solicited: `delay_first_probe_time`
+/// (Documentation/networking/ip-sysctl.rst), and one second more.
+const LAST_SOLICITED: Duration = Duration::from_secs(6);
+
 /// How much longer than asked the median of what is delayed may take, against that of a bystander in
 /// the same seconds: a busy machine serves timers late.
 const DELAY_LATE_MS: f64 = 150.0;
@@ -126,6 +130,7 @@ fn a_seeded_loss_takes_what_the_model_says_and_the_peers_miss_just_that(
 ) -> Result<()> {
     // IPv6 has neighbours to solicit, which the kernel counts and no peer misses.
     bench.lab.introduce_all(false)?;
+    std::thread::sleep(LAST_SOLICITED);
     let loss = "  action: loss\n  loss: {loss: \"30\"}\n  duration: 10s\n  faultline: {sample: {seed: 42}}\n";
     let seen = bench.watch(&document("loss", "a", "b", loss), "loss", LASTS);
     bench.lab.introduce_all(true)?;
