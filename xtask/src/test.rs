@@ -228,9 +228,11 @@ impl Run<'_> {
         std::thread::scope(|scope| {
             let compilers = scope.spawn(|| {
                 let started = Instant::now();
+                if let Err(error) = lowest_priority() {
+                    note!("compilers have the usual priority: {error:#}");
+                }
                 // The operator's tests run an API server, and skip themselves without one.
-                let ready = lowest_priority().and_then(|()| kubernetes.wait());
-                if let Err(error) = ready {
+                if let Err(error) = kubernetes.wait() {
                     self.add(Done {
                         stage: "setup",
                         seconds: None,
@@ -244,7 +246,9 @@ impl Run<'_> {
                 }
             });
             scope.spawn(|| {
-                let _panicked = compilers.join();
+                if let Err(panic) = compilers.join() {
+                    std::panic::resume_unwind(panic);
+                }
                 self.turn(Turn::Compiled);
             });
             self.turn(Turn::Machines);
