@@ -24,6 +24,7 @@ use crate::{
     image,
     lab::Lab,
     out::note,
+    setup::{kernels, rootfs},
     step,
     test::{Context, result},
     vmtest::TestResult,
@@ -59,6 +60,16 @@ const ALL: [&[Test]; 6] = [
 
 /// How many times a cluster is made anew because QEMU broke a node of it.
 const NEW_CLUSTERS: u32 = 2;
+
+/// Makes what a new cluster is made of, so that [`run`] need not.
+///
+/// # Errors
+/// If the images do not build, or the root file system of a node cannot be made.
+pub(crate) fn prepare(root: &Path) -> Result<()> {
+    image::build(root, &image::ALL)?;
+    rootfs::ensure(&kernels::ensure(rootfs::KERNEL)?)?;
+    Ok(())
+}
 
 /// Runs those whose name contains what was asked for, in the cluster that runs or in a new one that
 /// is ended afterwards.

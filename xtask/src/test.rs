@@ -244,6 +244,9 @@ impl Run<'_> {
                     // As with the binaries above.
                     let _compiled = cargo::compile_unit_tests(self.root);
                 }
+                if !self.options.leaves_out("cluster") {
+                    let _made = cluster_tests::prepare(self.root);
+                }
             });
             scope.spawn(|| {
                 if let Err(panic) = compilers.join() {
