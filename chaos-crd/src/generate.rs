@@ -1,13 +1,11 @@
-//! `crds/` and the schemas that `chaos_api::documents` checks files by, from the types.
-//!
-//! With `--check` nothing is written: each file that is not what it would become is named, and the
-//! command fails. Both ways run the same code, so that they cannot disagree.
+//! `crds/` and the schemas that `chaos_api::documents` checks files by, from the types. Not here: whether
+//! what is committed is that (`xtask/src/codegen.rs`).
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use chaos_crd::definitions;
 use serde_json::{Map, Number, Value};
 
@@ -21,43 +19,17 @@ const SCHEMAS: &str = "chaos-api/src/documents/schemas.json";
 /// What it looks at, of a schema that has no more schemas in it.
 const KEYWORDS: [&str; 6] = ["type", "format", "required", "enum", "minimum", "maximum"];
 
-/// Writes the generated files, or with `check` compares them.
+/// Writes the generated files below a directory that stands for the root of the repository.
 ///
 /// # Errors
-/// If a file cannot be read or written; with `check`, if any file is missing, differs, or is not
-/// generated any more.
-pub(crate) fn run(check: bool) -> anyhow::Result<()> {
-    let root = repository();
-    let mut drifted = Vec::new();
-    let files = files()?;
-    for (file, text) in &files {
+/// If one cannot be written.
+pub(crate) fn write(root: &Path) -> anyhow::Result<()> {
+    for (file, text) in files()? {
         let path = root.join(file);
-        if fs::read_to_string(&path).ok().as_deref() == Some(text) {
-            continue;
-        }
-        if check {
-            drifted.push(file.clone());
-        } else {
-            if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            fs::write(&path, text)
-                .with_context(|| format!("failed to write {}", path.display()))?;
-        }
-    }
-    for stale in stale_files(&root, &files)? {
-        if check {
-            drifted.push(format!("{stale} (not generated any more)"));
-        } else {
-            fs::remove_file(root.join(&stale))
-                .with_context(|| format!("failed to remove {stale}"))?;
-        }
-    }
-    if !drifted.is_empty() {
-        bail!(
-            "out of date: {}; run `cargo xtask codegen` and commit the result",
-            drifted.join(", ")
-        );
+        let directory = path.parent().unwrap_or(root);
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(&path, text))
+            .with_context(|| format!("failed to write {}", path.display()))?;
     }
     Ok(())
 }
@@ -133,33 +105,26 @@ fn whole_numbers(value: &mut Value) {
     }
 }
 
-/// CRDs that no kind has.
-fn stale_files(root: &Path, files: &BTreeMap<String, String>) -> anyhow::Result<Vec<String>> {
-    let directory = root.join("crds");
-    let mut stale = Vec::new();
-    for entry in fs::read_dir(&directory)
-        .with_context(|| format!("failed to list {}", directory.display()))?
-    {
-        let file = format!("crds/{}", entry?.file_name().to_string_lossy());
-        if file.ends_with(".yaml") && !files.contains_key(&file) {
-            stale.push(file);
-        }
-    }
-    Ok(stale)
-}
-
-fn repository() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_committed_files_are_what_the_types_say() {
-        run(true).unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let files = files().unwrap();
+        for (file, text) in &files {
+            let committed = fs::read_to_string(root.join(file)).unwrap();
+            assert!(committed == *text, "{file}: run `cargo xtask codegen`");
+        }
+        for entry in fs::read_dir(root.join("crds")).unwrap() {
+            let file = format!("crds/{}", entry.unwrap().file_name().display());
+            let is_generated = file.ends_with(".yaml");
+            assert!(
+                !is_generated || files.contains_key(&file),
+                "{file} is no kind's"
+            );
+        }
     }
 
     #[test]

@@ -1,26 +1,12 @@
-//! Writes what is generated from the types of the API: `cargo xtask codegen`.
+//! Writes what is generated from the types of the API: `cargo xtask codegen` runs it.
 
 mod generate;
 
-use std::process::ExitCode;
+use std::path::PathBuf;
 
-use clap::Parser;
+use anyhow::Context;
 
-/// Writes crds/ and the schemas that files are checked by.
-#[derive(Parser)]
-struct Arguments {
-    /// Write nothing; fail if a file is not what it would become
-    #[arg(long)]
-    check: bool,
-}
-
-#[expect(clippy::print_stderr, reason = "it is what a person reads")]
-fn main() -> ExitCode {
-    match generate::run(Arguments::parse().check) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> anyhow::Result<()> {
+    let root = std::env::args_os().nth(1).map(PathBuf::from);
+    generate::write(&root.context("usage: chaos-crd DIRECTORY, which stands for the repository")?)
 }

@@ -8,8 +8,7 @@
 
 use std::time::Duration;
 
-use chaos_api::v1alpha1::Time;
-use chaos_api::v1alpha1::{RecordEvent, RecordEventType, RecordOperation, RecordPhase};
+use chaos_api::v1alpha1::{RecordEvent, RecordEventType, RecordOperation, RecordPhase, Time};
 use chaos_proto::agent::{Fault, ObservedFault, Phase};
 use jiff::{SignedDuration, Timestamp};
 

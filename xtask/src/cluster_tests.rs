@@ -26,7 +26,7 @@ use crate::{
     out::note,
     setup::{kernels, rootfs},
     step,
-    test::{Context, result},
+    test::{Context, failed, result},
     vmtest::TestResult,
 };
 
@@ -98,12 +98,8 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
         match ran {
             Err(error) if again => note!("a new cluster, for QEMU broke a node: {error:#}"),
             Err(error) => {
-                let outcome = Outcome::Failed(format!("{error:#}"));
-                results.push(result(
-                    "cluster::it_lives_until_the_end",
-                    outcome,
-                    Instant::now(),
-                ));
+                let ended = "cluster::it_lives_until_the_end";
+                results.push(failed(ended, &error, Instant::now()));
                 break;
             }
             Ok(()) => {}

@@ -321,7 +321,8 @@ pub(crate) fn result(test: &str, outcome: Outcome, started: Instant) -> TestResu
     }
 }
 
-fn failed(test: &str, error: &anyhow::Error, started: Instant) -> TestResult {
+/// The same of something that ended with an error.
+pub(crate) fn failed(test: &str, error: &anyhow::Error, started: Instant) -> TestResult {
     result(test, Outcome::Failed(format!("{error:#}")), started)
 }
 

@@ -242,7 +242,8 @@ pub(crate) fn boot(
 
 /// The end of the kernel's command line: init passes everything after the dashes on to the runner.
 fn arguments(options: &Options, first: Option<&str>) -> String {
-    let only = options.only.as_ref().map(|only| format!(" --only {only}"));
+    let only = options.only.as_ref().filter(|only| !only.is_empty());
+    let only = only.map(|only| format!(" --only {only}"));
     let backwards = options.is_backwards().then(|| " --backwards".to_owned());
     let thorough = options.thorough.then(|| " --thorough".to_owned());
     let first = first.map(|first| format!(" --from {first}"));

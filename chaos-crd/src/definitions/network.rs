@@ -226,27 +226,15 @@ fn shares(spec: &mut JSONSchemaProps) {
             ),
             message(
                 &format!("self.{block}.{block}"),
-                "0 percent hits nothing",
-                "write a number above 0, up to 100, in quotes",
+                shared::NO_SHARE,
+                shared::SHARE_ADVICE,
             ),
         );
     }
     for block in ["delay", "delay.reorder", "loss", "duplicate", "corrupt"] {
         at(spec, &format!("{block}.correlation"), shared::correlation);
     }
-    at(spec, "delay.reorder.reorder", |reorder| {
-        shared::share(reorder);
-        rule(
-            reorder,
-            "",
-            format!("self.matches('{NOT_ZERO}')"),
-            message(
-                "self",
-                "0 percent hits nothing",
-                "write a number above 0, up to 100, in quotes",
-            ),
-        );
-    });
+    at(spec, "delay.reorder.reorder", shared::share_above_zero);
 }
 
 fn device(field: &mut JSONSchemaProps) {

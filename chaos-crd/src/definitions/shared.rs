@@ -17,6 +17,10 @@ const NUMBER: &str = r"^[-+]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]{1,2})
 /// A digit other than zero in front of the exponent: the number is not zero.
 pub(super) const NOT_ZERO: &str = "^[^eE]*[1-9]";
 
+/// What a share of zero breaks, as `validate` says it, too.
+pub(super) const NO_SHARE: &str = "0 percent hits nothing";
+pub(super) const SHARE_ADVICE: &str = "write a number above 0, up to 100, in quotes";
+
 /// Bounds, so that the API server can tell what a rule costs. They are far above real use.
 const MAX_ITEMS: i64 = 256;
 const MAX_PODS: i64 = 1024;
@@ -268,19 +272,7 @@ fn faultline(schema: &mut JSONSchemaProps) {
     for field in ["jumps.[].after", "jumps.[].by"] {
         at(schema, field, |text| text.max_length = Some(MAX_NUMBER));
     }
-    at(schema, "sample.percent", |field| {
-        share(field);
-        rule(
-            field,
-            "",
-            format!("self.matches('{NOT_ZERO}')"),
-            message(
-                "self",
-                "0 percent hits nothing",
-                "write a number above 0, up to 100, in quotes",
-            ),
-        );
-    });
+    at(schema, "sample.percent", share_above_zero);
 }
 
 /// What is not built yet, of all kinds or of one.
@@ -335,6 +327,17 @@ pub(super) fn share(field: &mut JSONSchemaProps) {
             "must be a number from 0 to 100",
             "write it in quotes, such as \"30\"",
         ),
+    );
+}
+
+/// A percentage above 0, as a string.
+pub(super) fn share_above_zero(field: &mut JSONSchemaProps) {
+    share(field);
+    rule(
+        field,
+        "",
+        format!("self.matches('{NOT_ZERO}')"),
+        message("self", NO_SHARE, SHARE_ADVICE),
     );
 }
 

@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chaos_api::duration;
-use chaos_api::v1alpha1::Time;
 use chaos_api::v1alpha1::names::{
     CONDITION_ALL_INJECTED, CONDITION_ALL_RECOVERED, CONDITION_DEGRADED, CONDITION_NO_EFFECT,
     CONDITION_PAUSED, CONDITION_SELECTED,
 };
 use chaos_api::v1alpha1::{
     ChaosStatus, Condition, DesiredPhase, ExperimentStatus, FaultlineStatus, Record, RecordDetail,
-    RecordPhase, SummaryPhase,
+    RecordPhase, SummaryPhase, Time,
 };
 use jiff::{SignedDuration, Timestamp};
 

@@ -41,8 +41,8 @@ pub(crate) struct Fault {
     /// From the first datagram that was hit to the last one, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lasted_s: Option<f64>,
-    /// From its deadline in the kernel to the sending of the last datagram that was hit, in milliseconds; below 0:
-    /// it was sent before the deadline.
+    /// From its deadline in the kernel to the sending of the last datagram that was hit, in
+    /// milliseconds; below 0: it was sent before the deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) after_deadline_ms: Option<f64>,
     /// What the kernel counted.

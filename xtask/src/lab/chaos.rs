@@ -17,7 +17,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is looked at of an experiment.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Seen {
+pub(crate) struct Experiment {
     metadata: Metadata,
     status: Option<NetworkChaosStatus>,
 }
@@ -135,7 +135,7 @@ impl Lab<'_> {
     ///
     /// # Errors
     /// If the API server does not answer, or with an object that the types do not know.
-    pub(crate) fn experiment(&self, name: &str) -> Result<Option<Seen>> {
+    pub(crate) fn experiment(&self, name: &str) -> Result<Option<Experiment>> {
         let words = [
             "get",
             "networkchaos",

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, time::Instant};
 use anyhow::Result;
 use vm_tests::report::Outcome;
 
-use super::result;
+use super::{failed, result};
 use crate::{ebpf, setup::rust, step::step, vmtest::TestResult};
 
 /// Crates that must build without what the rest of the workspace switches on in their dependencies.
@@ -83,12 +83,17 @@ pub(super) fn crates_alone(root: &Path) -> Result<Vec<TestResult>> {
 /// # Errors
 /// If it does not compile.
 pub(super) fn compile_unit_tests(root: &Path) -> Result<()> {
-    let env = ebpf::cargo_env()?;
+    let mut command = test_workspace(root)?;
     step("unit tests, compiled", |step| {
-        let mut command = cargo(root);
-        command.args(["test", "--workspace", "--no-run"]).envs(env);
-        step.run(&mut command)
+        step.run(command.arg("--no-run"))
     })
+}
+
+fn test_workspace(root: &Path) -> Result<Command> {
+    let env = ebpf::cargo_env()?;
+    let mut command = cargo(root);
+    command.args(["test", "--workspace"]).envs(env);
+    Ok(command)
 }
 
 /// The tests that need no virtual machine, those whose name contains `only`.
@@ -96,14 +101,11 @@ pub(super) fn compile_unit_tests(root: &Path) -> Result<()> {
 /// # Errors
 /// If they do not compile.
 pub(super) fn unit_tests(root: &Path, only: &str) -> Result<Vec<TestResult>> {
-    let env = ebpf::cargo_env()?;
+    let mut command = test_workspace(root)?;
     let started = Instant::now();
     let mut output = String::new();
     let done = step("unit tests", |step| {
-        let mut command = cargo(root);
-        command
-            .args(["test", "--workspace", "--no-fail-fast"])
-            .envs(env);
+        command.arg("--no-fail-fast");
         if !only.is_empty() {
             command.args(["--", only]);
         }
@@ -118,11 +120,7 @@ pub(super) fn unit_tests(root: &Path, only: &str) -> Result<Vec<TestResult>> {
     if let Err(error) = done
         && results.iter().all(TestResult::is_good)
     {
-        results.push(result(
-            "unit::all_tests_run",
-            Outcome::Failed(format!("{error:#}")),
-            started,
-        ));
+        results.push(failed("unit::all_tests_run", &error, started));
     }
     Ok(results)
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, anyhow};
 use vm_tests::report::Outcome;
 
-use super::{Context, matrix, result};
+use super::{Context, failed, matrix, result};
 use crate::{
     out::note,
     setup::kernels::Series,
@@ -55,10 +55,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
     if context.only.is_empty() {
         let started = Instant::now();
         let compared = matrix::compare_or_write(context.root, &results, context.bless);
-        results.push(compared.unwrap_or_else(|error| {
-            let outcome = Outcome::Failed(format!("{error:#}"));
-            result(matrix::TEST, outcome, started)
-        }));
+        results.push(compared.unwrap_or_else(|error| failed(matrix::TEST, &error, started)));
     }
     Ok(results)
 }
