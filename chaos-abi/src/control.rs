@@ -1,8 +1,8 @@
-//! `CONTROL`: words of a node that each program reads before anything else.
-
-/// Index into `CONTROL`: number of rules in `RULES`. Zero ends every network program at once, so
-/// that an idle node pays one array look-up per packet.
-pub const ARMED: u32 = 0;
+//! `CONTROL`: words of a node that each program reads before anything else, but for the one that it reads
+//! before these, `ARMED`: not zero while there is any rule in `RULES`. That is a map of one element, so that
+//! an idle node pays a single load per packet.
+//!
+//! A word never changes its index: an agent reads [`HALTED`] of other layouts.
 
 /// Index into `CONTROL`: not zero after `chaos-agent panic`. No rule acts, whatever `RULES` says,
 /// until `chaos-agent panic --resume`.
@@ -16,7 +16,7 @@ pub const EPOCH: u32 = 2;
 /// Length of a program array: the generation that acts, and one that comes or goes.
 pub const GENERATIONS: u32 = 2;
 
-/// Index into `CONTROL`: number of rules in `CLOCK_RULES`; what [`ARMED`] is to packets, this is to
+/// Index into `CONTROL`: number of rules in `CLOCK_RULES`; what `ARMED` is to packets, this is to
 /// system calls that read a clock.
 pub const CLOCKS: u32 = 3;
 

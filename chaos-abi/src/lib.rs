@@ -11,6 +11,7 @@
 pub mod clock;
 pub mod control;
 pub mod counters;
+pub mod late;
 pub mod network;
 pub mod pace;
 pub mod sample;
@@ -18,7 +19,7 @@ pub mod verdict;
 pub mod wait;
 
 /// Version of every layout in this crate; part of the pin path.
-pub const ABI: u32 = 7;
+pub const ABI: u32 = 8;
 
 /// Length of `RULES`: the most rules that one mechanism family holds on a node.
 pub const MAX_RULES: u32 = 16_384;

@@ -24,9 +24,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
-use chaos_abi::RULES_PER_TARGET;
 use chaos_abi::network::{MAX_TARGETS, Rule, RuleRef, Target, target_flag, waiting_units};
 use chaos_abi::verdict::{Verdict, bit_at};
+use chaos_abi::{RULES_PER_TARGET, late};
 
 use crate::effects::{self, Said};
 use crate::hook::{NEXT, take_away};
@@ -45,6 +45,11 @@ static DEVICE_TARGETS: HashMap<u64, Target> = HashMap::pinned(MAX_TARGETS, 0);
 /// Slot of a device -> what waits in its detour, in [`waiting_units`].
 #[map]
 static WAITING: Array<u64> = Array::pinned(MAX_TARGETS, 0);
+
+/// Slot of a device -> how late its detour is, a word of [`chaos_abi::late`]. CPUs write over each other: a
+/// packet more or less does not matter.
+#[map]
+static LATENESS: Array<u64> = Array::pinned(MAX_TARGETS, 0);
 
 /// Says that the rest of `cb` is ours. Only `fla` looks for it, which nothing else sends to.
 const CB_OURS: u32 = 0x4661_756c;
@@ -99,8 +104,10 @@ pub fn arrived<'a>(ctx: &TcContext, slot: u32) -> Option<&'a Target> {
     // Else the real device would choose a queue by it.
     // SAFETY: the helper changes a word of the packet's metadata.
     unsafe { bpf_set_hash_invalid(ctx.skb.skb) };
+    // fq has kept the time here that it was told (`fq_skb_cb`).
     // SAFETY: `skb` is the context that the kernel gave to this program.
-    let carried = unsafe { (*ctx.skb.skb).cb[4] };
+    let [low, high, _, _, carried] = unsafe { (*ctx.skb.skb).cb };
+    came_late(slot, u64::from(high) << 32 | u64::from(low));
     leave(slot, u64::from(carried >> 16));
     let spot = carried as u16;
     if spot != 0 {
@@ -290,13 +297,14 @@ fn carry_out(ctx: &mut TcContext, slot: u32, target: &Target, decision: &Decisio
         1
     };
     let units = waiting_units(bytes / segments);
+    let wait_ns = verdict.wait_ns().saturating_sub(lateness(slot));
     let way = Way {
         slot,
         detour_in: target.detour_in,
         budget: u64::from(target.budget),
         units,
         all_units: u64::from(units) * u64::from(segments),
-        release_at: decision.now.saturating_add(verdict.wait_ns()),
+        release_at: decision.now.saturating_add(wait_ns),
         last: decision.last,
     };
     let before = context.cb[4];
@@ -415,6 +423,26 @@ extern "C" fn leave(slot: u32, units: u64) -> u64 {
         before = found;
     }
     0
+}
+
+/// Takes note of a packet that has come out and should have at `time`.
+#[inline(always)]
+fn came_late(slot: u32, time: u64) {
+    let now = now_ns();
+    if let Some(word) = LATENESS.get_ptr_mut(slot)
+        && time <= now
+    {
+        // SAFETY: an aligned word of an array map.
+        let before = unsafe { word.read_volatile() };
+        // SAFETY: as above; whoever reads it can use any value.
+        unsafe { word.write_volatile(late::seen(before, now - time)) };
+    }
+}
+
+/// How much earlier packets have to be sent through this detour.
+#[inline(always)]
+fn lateness(slot: u32) -> u64 {
+    LATENESS.get(slot).map_or(0, |&word| late::known_ns(word))
 }
 
 /// The device of a slot; `None` without rules, and without packets in its detour.

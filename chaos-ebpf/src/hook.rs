@@ -2,14 +2,15 @@
 //! the same programs. A filter brings the slot of its device as classid. tcx has no such thing: there each
 //! device has a dispatcher of its own, with the slot as a constant, which hands it on to the body.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 
-use crate::armed;
-use crate::generation::go_on;
+use crate::generation::{Kept, go_on};
 use crate::kernel::constant;
+use crate::{armed, halted};
 
 /// Slot of the device of a dispatcher that is not in a filter: one of tcx, or of BPF_PROG_TEST_RUN. 0
 /// takes the filter's.
@@ -23,14 +24,17 @@ pub const NEXT: i32 = TC_ACT_UNSPEC;
 #[inline(always)]
 pub fn dispatch(ctx: &TcContext, bodies: &ProgramArray) -> i32 {
     if armed() {
-        go_on_with_slot(ctx, bodies);
+        let ctx = Kept::new(ctx);
+        if !halted() {
+            go_on_with_slot(&ctx, bodies);
+        }
     }
     NEXT
 }
 
 /// From a dispatcher to the body, and back where there is none.
 #[inline(always)]
-pub fn go_on_with_slot(ctx: &TcContext, bodies: &ProgramArray) {
+pub fn go_on_with_slot(ctx: &impl EbpfContext, bodies: &ProgramArray) {
     let slot = constant(&SLOT);
     if slot != 0 {
         set_classid(ctx, slot);
@@ -62,7 +66,8 @@ pub fn take_away() -> i32 {
 }
 
 #[inline(always)]
-fn set_classid(ctx: &TcContext, classid: u32) {
-    // SAFETY: `skb` is the context that the kernel gave to this program; tc programs may write this.
-    unsafe { (*ctx.skb.skb).tc_classid = classid };
+fn set_classid(ctx: &impl EbpfContext, classid: u32) {
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context that the kernel gave to this program; tc programs may write this.
+    unsafe { (*skb).tc_classid = classid };
 }

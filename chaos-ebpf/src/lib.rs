@@ -7,7 +7,7 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 // The BPF target of rustc says that it has no read-modify-write atomics, though BPF has them
 // (since Linux 5.12, `BPF_ATOMIC | BPF_FETCH`); the intrinsic is the only way to them.
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
 
 pub mod detour;
@@ -39,27 +39,35 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::pinned(MAX_RULES, 0);
 #[map]
 static STATE: Array<State> = Array::pinned(MAX_RULES, 0);
 
-/// Whether any network rule of the node may act.
+/// Whether the node has any network rule. Not a map that is asked by key, but a global, which the loader
+/// puts into the pinned `ARMED`: every packet of the node reads it, and this is a single load.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.armed")]
+static mut ARMED: u64 = 0;
+
+/// Whether any network rule of the node may act, but for [`halted`], which who goes on asks.
 #[inline(always)]
 pub fn armed() -> bool {
-    is_on(control::ARMED)
+    let armed = &raw const ARMED;
+    // SAFETY: an aligned word that only user space writes, at any time.
+    unsafe { armed.read_volatile() != 0 }
 }
 
 /// Whether any rule that this word of `CONTROL` counts may act.
 #[inline(always)]
 pub fn is_on(rules: u32) -> bool {
-    control(rules) != 0 && !halted()
+    control(rules).is_some_and(|count| count != 0) && !halted()
 }
 
 /// Whether no rule of the node may act, after `chaos-agent panic`.
 #[inline(always)]
 pub fn halted() -> bool {
-    control(control::HALTED) != 0
+    control(control::HALTED).is_some_and(|halted| halted != 0)
 }
 
 #[inline(always)]
-pub(crate) fn control(word: u32) -> u32 {
-    CONTROL.get(word).copied().unwrap_or(0)
+pub(crate) fn control(word: u32) -> Option<u32> {
+    CONTROL.get(word).copied()
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of deadlines and of fq.

@@ -18,10 +18,11 @@ use crate::kernel::maps::{self, Pinned};
 use decode::Row;
 
 /// What each map is for, in the order of [`maps::NAMES`].
-const MEANING: [(&str, &str); 13] = [
+const MEANING: [(&str, &str); 15] = [
+    ("ARMED", "1 while there is any rule about packets"),
     (
         "CONTROL",
-        "words that every program reads first: armed, halted, epoch, clocks",
+        "words that every program reads first: halted, epoch, clocks",
     ),
     (
         "RULES",
@@ -49,6 +50,10 @@ const MEANING: [(&str, &str); 13] = [
     (
         "WAITING",
         "slot of a device -> kilobytes that wait in its detour",
+    ),
+    (
+        "LATENESS",
+        "slot of a device -> how much earlier packets are sent through its detour",
     ),
     (
         "CLOCK_RULES",

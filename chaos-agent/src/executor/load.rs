@@ -44,7 +44,7 @@ impl Load {
 
 impl Executor {
     pub(super) fn tell_armed(&mut self, load: &Load) -> Result<(), MapError> {
-        self.maps.set_control(control::ARMED, load.rules)?;
+        self.maps.set_armed(load.rules != 0)?;
         self.maps.set_control(control::CLOCKS, load.clock_rules)
     }
 

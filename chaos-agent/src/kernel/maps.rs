@@ -72,7 +72,7 @@ pub fn other_layouts(bpffs: &Path) -> Vec<PathBuf> {
 /// Whether the node was stopped by `chaos-agent panic` while a layout was in use: every layout has
 /// that word in the same place.
 pub fn was_halted(layout: &Path) -> bool {
-    let word = MapData::from_pin(layout.join(NAMES[0]))
+    let word = MapData::from_pin(layout.join("CONTROL"))
         .and_then(|data| Array::<_, u32>::try_from(Map::Array(data)))
         .and_then(|control| control.get(&control::HALTED, 0));
     word.is_ok_and(|halted| halted != 0)
@@ -80,6 +80,7 @@ pub fn was_halted(layout: &Path) -> bool {
 
 /// Handles of all maps.
 pub struct Pinned {
+    armed: Array<MapData, u64>,
     control: Array<MapData, u32>,
     rules: Array<MapData, Plain<Rule>>,
     counters: PerCpuArray<MapData, Plain<Counters>>,
@@ -90,13 +91,18 @@ pub struct Pinned {
     cgroup_targets: HashMap<MapData, u64, Plain<Target>>,
     device_targets: HashMap<MapData, u64, Plain<Target>>,
     waiting: Array<MapData, u64>,
+    lateness: Array<MapData, u64>,
     clock_rules: Array<MapData, Plain<ClockRule>>,
     clock_targets: HashMap<MapData, u64, Plain<Target>>,
     clock_depths: Array<MapData, u32>,
 }
 
+/// The map of the global that all programs about packets ask first, see [`chaos_abi::control`].
+pub const ARMED: &str = "ARMED";
+
 /// Names of the maps, as they are pinned.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 15] = [
+    ARMED,
     "CONTROL",
     "RULES",
     "COUNTERS",
@@ -107,6 +113,7 @@ pub const NAMES: [&str; 13] = [
     "CGROUP_TARGETS",
     "DEVICE_TARGETS",
     "WAITING",
+    "LATENESS",
     "CLOCK_RULES",
     "CLOCK_TARGETS",
     "CLOCK_DEPTHS",
@@ -119,24 +126,42 @@ impl Pinned {
     /// [`MapsError::NotPinned`] when no agent of this layout has pinned them.
     pub fn open(bpffs: &Path) -> Result<Self, MapsError> {
         let directory = directory(bpffs);
-        if !directory.join(NAMES[0]).exists() {
+        if !directory.join(ARMED).exists() {
             return Err(MapsError::NotPinned(directory));
         }
         Ok(Self {
-            control: typed(&directory, NAMES[0], Map::Array)?,
-            rules: typed(&directory, NAMES[1], Map::Array)?,
-            counters: typed(&directory, NAMES[2], Map::PerCpuArray)?,
-            state: typed(&directory, NAMES[3], Map::Array)?,
-            peers: typed(&directory, NAMES[4], Map::HashMap)?,
-            nets: typed(&directory, NAMES[5], Map::LpmTrie)?,
-            depths: typed(&directory, NAMES[6], Map::Array)?,
-            cgroup_targets: typed(&directory, NAMES[7], Map::HashMap)?,
-            device_targets: typed(&directory, NAMES[8], Map::HashMap)?,
-            waiting: typed(&directory, NAMES[9], Map::Array)?,
-            clock_rules: typed(&directory, NAMES[10], Map::Array)?,
-            clock_targets: typed(&directory, NAMES[11], Map::HashMap)?,
-            clock_depths: typed(&directory, NAMES[12], Map::Array)?,
+            armed: typed(&directory, ARMED, Map::Array)?,
+            control: typed(&directory, "CONTROL", Map::Array)?,
+            rules: typed(&directory, "RULES", Map::Array)?,
+            counters: typed(&directory, "COUNTERS", Map::PerCpuArray)?,
+            state: typed(&directory, "STATE", Map::Array)?,
+            peers: typed(&directory, "PEERS", Map::HashMap)?,
+            nets: typed(&directory, "NETS", Map::LpmTrie)?,
+            depths: typed(&directory, "DEPTHS", Map::Array)?,
+            cgroup_targets: typed(&directory, "CGROUP_TARGETS", Map::HashMap)?,
+            device_targets: typed(&directory, "DEVICE_TARGETS", Map::HashMap)?,
+            waiting: typed(&directory, "WAITING", Map::Array)?,
+            lateness: typed(&directory, "LATENESS", Map::Array)?,
+            clock_rules: typed(&directory, "CLOCK_RULES", Map::Array)?,
+            clock_targets: typed(&directory, "CLOCK_TARGETS", Map::HashMap)?,
+            clock_depths: typed(&directory, "CLOCK_DEPTHS", Map::Array)?,
         })
+    }
+
+    /// Whether the programs about packets look at any.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn armed(&self) -> Result<bool, MapError> {
+        Ok(self.armed.get(&0, 0)? != 0)
+    }
+
+    /// Has them look, or not: one store.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_armed(&mut self, armed: bool) -> Result<(), MapError> {
+        self.armed.set(0, u64::from(armed), 0)
     }
 
     /// A word of `CONTROL`, see [`chaos_abi::control`].
@@ -225,6 +250,14 @@ impl Pinned {
     /// What the kernel answers.
     pub fn waiting(&self, slot: u16) -> Result<u64, MapError> {
         self.waiting.get(&u32::from(slot), 0)
+    }
+
+    /// How late packets come out of it, a word of [`chaos_abi::late`].
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn lateness(&self, slot: u16) -> Result<u64, MapError> {
+        self.lateness.get(&u32::from(slot), 0)
     }
 
     /// Says that nothing waits there.

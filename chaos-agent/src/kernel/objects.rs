@@ -1,10 +1,13 @@
 //! The BPF objects, one per mechanism: loaded, their maps shared through pins.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use aya::maps::{Array, Map, MapData};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use chaos_abi::network::MAX_TARGETS;
 use chaos_planner::capabilities::Mechanism;
+
+use super::maps;
 
 /// Failed to load a mechanism's object.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +58,18 @@ static SLOTS: [u32; MAX_TARGETS as usize] = {
     slots
 };
 
+/// No and yes, where a loader can refer to them.
+static ON: [u64; 2] = [0, 1];
+
 /// Loads objects, one after the other. One for all: a new one of aya's reads the types of the whole
 /// kernel, which takes longer than what it is needed for.
-pub struct Loader(EbpfLoader<'static>);
+pub struct Loader {
+    loader: EbpfLoader<'static>,
+    armed: PathBuf,
+}
+
+/// Section of `ARMED` in the objects, which aya takes for the name of its map.
+const ARMED_SECTION: &str = ".bss.armed";
 
 impl Loader {
     /// One that creates or adopts the maps under `pins`.
@@ -66,7 +78,9 @@ impl Loader {
         loader.default_map_pin_directory(pins);
         // No relocation: what reads kernel structures gets its offsets as globals.
         loader.btf(None);
-        Self(loader)
+        let armed = pins.join(maps::ARMED);
+        loader.map_pin_path(ARMED_SECTION, armed.clone());
+        Self { loader, armed }
     }
 
     /// Creates or adopts the maps of an object and parses its programs; each program is loaded into
@@ -88,12 +102,12 @@ impl Loader {
         globals: &'static [(&'static str, u32)],
     ) -> Result<Ebpf, LoadError> {
         for (name, value) in globals {
-            self.0.override_global(name, value, true);
+            self.loader.override_global(name, value, true);
         }
         let loaded = self.load(mechanism);
         // The next object has no such constants.
         for (name, value) in globals {
-            self.0.override_global(name, value, false);
+            self.loader.override_global(name, value, false);
         }
         loaded
     }
@@ -105,9 +119,9 @@ impl Loader {
     pub fn load_for_slot(&mut self, slot: u16) -> Result<Ebpf, LoadError> {
         let value = SLOTS.get(usize::from(slot)).ok_or(LoadError::Slot(slot))?;
         let (object, bytes) = TCX;
-        self.0.override_global("SLOT", value, true);
+        self.loader.override_global("SLOT", value, true);
         let loaded = self.load_object(object, bytes);
-        self.0.override_global("SLOT", &SLOTS[0], false);
+        self.loader.override_global("SLOT", &SLOTS[0], false);
         loaded
     }
 
@@ -115,9 +129,22 @@ impl Loader {
         if bytes.is_empty() {
             return Err(LoadError::Absent);
         }
-        self.0.load(bytes).map_err(|source| LoadError::Refused {
-            object,
-            source: Box::new(source),
-        })
+        // aya writes its first value to each map of globals, also to one that a pin has had before. It is
+        // what is there: nobody but this thread writes it.
+        let armed = usize::from(self.is_armed());
+        self.loader.override_global("ARMED", &ON[armed], false);
+        self.loader
+            .load(bytes)
+            .map_err(|source| LoadError::Refused {
+                object,
+                source: Box::new(source),
+            })
+    }
+
+    fn is_armed(&self) -> bool {
+        let held = MapData::from_pin(&self.armed)
+            .and_then(|data| Array::<_, u64>::try_from(Map::Array(data)))
+            .and_then(|armed| armed.get(&0, 0));
+        held.is_ok_and(|armed| armed != 0)
     }
 }

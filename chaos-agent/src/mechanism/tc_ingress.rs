@@ -66,8 +66,11 @@ pub(super) fn refusal(why: &str) -> String {
     )
 }
 
-/// The constants of the kernel that runs.
-fn places(types: &Result<Types, String>) -> Result<&'static [(&'static str, u32)], String> {
+/// The constants of the kernel that runs: where its fields are.
+///
+/// # Errors
+/// Which one is not known.
+pub fn places(types: &Result<Types, String>) -> Result<&'static [(&'static str, u32)], String> {
     /// They do not change while it does.
     static PLACES_HERE: OnceLock<Result<Vec<(&str, u32)>, String>> = OnceLock::new();
     let places = PLACES_HERE.get_or_init(|| {

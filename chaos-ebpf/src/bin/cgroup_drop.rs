@@ -14,9 +14,9 @@ use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
 use chaos_abi::control::GENERATIONS;
 use chaos_abi::network::{MAX_DEPTHS, MAX_TARGETS, RuleRef, Target, flag};
-use chaos_ebpf::generation::go_on;
+use chaos_ebpf::generation::go_on_if_armed;
 use chaos_ebpf::network::{Direction, ancestor, applicable};
-use chaos_ebpf::{Draw, Outcome, armed, count, done, now_ns};
+use chaos_ebpf::{Draw, Outcome, count, done, now_ns};
 
 /// Cgroup id -> its rules.
 #[map]
@@ -42,18 +42,14 @@ const DENY: i32 = 0;
 /// Packets that sockets of the node send.
 #[cgroup_skb(egress)]
 pub fn cgroup_drop_egress(ctx: SkBuffContext) -> i32 {
-    if armed() {
-        go_on(&ctx, &CGROUP_DROP_EGRESS_BODY);
-    }
+    go_on_if_armed(&ctx, &CGROUP_DROP_EGRESS_BODY);
     ALLOW
 }
 
 /// Packets that sockets of the node receive.
 #[cgroup_skb(ingress)]
 pub fn cgroup_drop_ingress(ctx: SkBuffContext) -> i32 {
-    if armed() {
-        go_on(&ctx, &CGROUP_DROP_INGRESS_BODY);
-    }
+    go_on_if_armed(&ctx, &CGROUP_DROP_INGRESS_BODY);
     ALLOW
 }
 

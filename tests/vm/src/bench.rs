@@ -63,6 +63,35 @@ pub trait Measure: FnMut() -> Result<f64> {}
 
 impl<F: FnMut() -> Result<f64>> Measure for F {}
 
+/// Copies of one side of a comparison, in turns: where a program is in memory makes a hundredth, and so the
+/// control of two fail, however alike they are.
+struct InTurns<T> {
+    copies: Vec<T>,
+    measured: usize,
+}
+
+impl<T> InTurns<T> {
+    /// At least one copy.
+    fn new(copies: Vec<T>) -> Self {
+        Self {
+            copies,
+            measured: 0,
+        }
+    }
+
+    /// How many there should be, for so many pairs: fewer than [`FEWEST_PAIRS`] only try the benchmark.
+    const fn copies(pairs: usize) -> usize {
+        if pairs < FEWEST_PAIRS { 1 } else { 5 }
+    }
+
+    /// The one to measure next: both measurements of a pair are of the same.
+    fn next(&mut self) -> Result<&mut T> {
+        let turn = self.measured / 2 % self.copies.len().max(1);
+        self.measured += 1;
+        self.copies.get_mut(turn).context("there is no copy")
+    }
+}
+
 /// The ratio of `ours` to `reference`, in pairs A B B A; between these the control, `reference` to its
 /// `twin`, likewise.
 ///
@@ -162,6 +191,13 @@ mod tests {
     fn gives(values: &[f64]) -> impl Measure {
         let mut next = values.iter().copied().cycle();
         move || Ok(next.next().unwrap_or(f64::NAN))
+    }
+
+    #[test]
+    fn both_measurements_of_a_pair_are_of_one_copy() {
+        let mut copies = InTurns::new(vec!['a', 'b', 'c']);
+        let seen: String = (0..8).map(|_| *copies.next().unwrap()).collect();
+        assert_eq!(seen, "aabbccaa");
     }
 
     #[test]

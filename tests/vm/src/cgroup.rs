@@ -74,9 +74,7 @@ impl Cgroup {
     /// # Errors
     /// It is gone.
     pub fn id(&self) -> Result<u64> {
-        let meta = fs::metadata(&self.path)
-            .with_context(|| format!("failed to look at {}", self.path.display()))?;
-        Ok(meta.ino())
+        id(&self.path)
     }
 
     /// Processes that are in it now.
@@ -97,6 +95,13 @@ impl Cgroup {
     pub fn remove(self) -> Result<()> {
         remove(&self.path)
     }
+}
+
+/// What BPF calls the id of the cgroup at `path`.
+pub(crate) fn id(path: &Path) -> Result<u64> {
+    let meta =
+        fs::metadata(path).with_context(|| format!("failed to look at {}", path.display()))?;
+    Ok(meta.ino())
 }
 
 impl Drop for Cgroup {

@@ -143,7 +143,7 @@ fn apply_acts_on_what_comes_from_an_external_target() -> Result<()> {
     let armed = Stamp::now();
     std::thread::sleep(Duration::from_secs(2));
     let probes = prober.stop()?.after(armed);
-    // The least of many: what is delayed is never early, and what is not is on time at least once.
+    // The least of many: what is delayed is hardly early, and what is not is on time at least once.
     let (there, back) = (probes.there().min()?, probes.back().min()?);
     ensure!((99..190).contains(&back.as_millis()), "back {back:?}");
     ensure!(there.as_millis() < 80, "there {there:?}");

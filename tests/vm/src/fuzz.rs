@@ -1,7 +1,7 @@
 //! The packet programs against their model: random rules, random and mutated packets, by
-//! BPF_PROG_TEST_RUN. Compared are, of each packet, the verdict, what it carries into the detour and how
-//! much waits there, when it is let go and what it looks like behind it; of each rule, its counters, its
-//! draws and the clocks of its shapers.
+//! BPF_PROG_TEST_RUN; seven of eight on a device, the others of a socket (`socket.rs`). Compared are,
+//! of each packet, the verdict, what it carries into the detour and how much waits there, when it is let go
+//! and what it looks like behind it; of each rule, its counters, its draws and the clocks of its shapers.
 //!
 //! What is sent into the detour ends there: not all kernels have fq, and a pair of devices loses packets
 //! when CPUs are busy. That a packet goes at its time is tested in `faults`.
@@ -15,6 +15,8 @@ mod other_end;
 mod packets;
 mod random;
 mod rules;
+mod socket;
+mod target;
 
 use std::path::Path;
 
@@ -22,11 +24,12 @@ use anyhow::{Context, Result, bail, ensure};
 use chaos_agent::kernel::clock;
 use chaos_agent::mechanism::tc::Way;
 
-use detour::{Detour, Size};
+use detour::{Detour, OURS, Size};
 use kernel::Kernel;
 use model::Model;
 use packets::{is_cut, packet};
 use random::Random;
+use target::Inside;
 
 use crate::bench::pin_to_this_cpu;
 use crate::netns::Namespace;
@@ -42,6 +45,10 @@ pub struct Tried {
     pub packets: u64,
     /// Those that were lost.
     pub lost: u64,
+    /// Those that came in for a socket of a cgroup that has rules.
+    pub received: u64,
+    /// Those of a socket that were denied.
+    pub denied: u64,
     /// Those that went into the detour, or copies of which did.
     pub detoured: u64,
     /// Those that the kernel refused to make of the bytes.
@@ -71,17 +78,20 @@ pub enum Lie {
     Count,
     /// More waits in the detour.
     Waiting,
+    /// What a socket is denied it may send or get, and the other way round.
+    Denied,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Loss,
         Self::Wait,
         Self::Copies,
         Self::Spot,
         Self::Count,
         Self::Waiting,
+        Self::Denied,
     ];
 }
 
@@ -103,7 +113,21 @@ pub fn run(
     namespace.within(|| {
         // Counters are per CPU.
         pin_to_this_cpu()?;
-        compare(Kernel::load(bpffs, sink)?, packets, seed, lie, progress)
+        let target = Inside::new()?;
+        let mut kernel = Kernel::load(bpffs, sink)?;
+        let of_sockets = packets / 8;
+        let mut tried = compare(
+            &mut kernel,
+            &target,
+            packets - of_sockets,
+            seed,
+            lie,
+            progress,
+        )?;
+        kernel.forget()?;
+        let programs = &mut kernel.programs;
+        socket::compare(programs, &target, of_sockets, seed, lie, &mut tried)?;
+        Ok(tried)
     })
 }
 
@@ -122,7 +146,8 @@ pub fn lies_are_noticed(bpffs: &Path, seed: u64) -> Result<()> {
 }
 
 fn compare(
-    mut kernel: Kernel,
+    kernel: &mut Kernel,
+    target: &Inside,
     packets: u64,
     seed: u64,
     lie: Option<Lie>,
@@ -136,25 +161,27 @@ fn compare(
             way: random.one_of(&[Way::Egress, Way::Ingress]),
             rules: vec![rules::clock()],
             can_detour: !random.chance(8),
+            is_shared: random.chance(2),
+            looked_at: false,
             lie,
         };
-        model.rules.extend(rules::rules(random, clock::now_ns()));
+        let rules = rules::rules(random, clock::now_ns(), &target.cgroups());
+        model.rules.extend(rules);
         let mut detour = Detour {
             works: !random.chance(6),
             budget: random.one_of(&[20, 300, 1 << 30]),
             waiting: 0,
             cuts: random.chance(2),
+            earlier: 0,
         };
         kernel.take(&model, &detour)?;
         for n in 0..ROUND {
-            one_packet(&mut kernel, &mut model, &mut detour, random, &mut tried).with_context(
-                || {
-                    format!(
-                        "seed {seed}, round {round}, packet {n}\n{detour:?}\nrules: {:#?}",
-                        model.rules
-                    )
-                },
-            )?;
+            one_packet(kernel, &mut model, &mut detour, random, &mut tried).with_context(|| {
+                format!(
+                    "seed {seed}, round {round}, packet {n}\n{detour:?}\nrules: {:#?}",
+                    model.rules
+                )
+            })?;
         }
         kernel
             .compare(&model)
@@ -184,6 +211,7 @@ fn one_packet(
     };
     // One that comes out of the detour, or is on another device, is nobody's business.
     let passes_by = random.chance(16) && model.can_detour;
+    detour.earlier = kernel.earlier()?;
     let seen = match kernel.treat(&frame, size, passes_by) {
         // Newer kernels make no packet of less than an IP header; older ones do.
         Err(_) if is_cut(&frame) => {
@@ -194,6 +222,7 @@ fn one_packet(
     };
     let is_looked_at = model.sees(&frame) && !passes_by;
     let now = if is_looked_at { kernel.clock()? } else { 0 };
+    model.looked_at = false;
     let decided = if is_looked_at {
         model.decide(&frame, now)
     } else {
@@ -206,9 +235,11 @@ fn one_packet(
          packet, {size:?}: {frame:02x?}"
     );
     tried.packets += 1;
-    tried.lost += u64::from(seen.verdict == AWAY && seen.carried == [0; 5]);
-    tried.detoured += u64::from(seen.carried != [0; 5]);
-    if seen.carried != [0; 5] {
+    let detoured = seen.carried[2] == OURS;
+    tried.lost += u64::from(seen.verdict == AWAY && !detoured);
+    tried.detoured += u64::from(detoured);
+    tried.received += u64::from(model.looked_at && model.way == Way::Ingress);
+    if detoured {
         let [low, high, .., carried] = seen.carried;
         kernel
             .stamps(&frame, seen.carried, u64::from(high) << 32 | u64::from(low))

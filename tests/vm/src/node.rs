@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use chaos_abi::late;
 use chaos_abi::sample::{self, Stream};
 use chaos_agent::kernel::links;
 use chaos_agent::kernel::maps::{self, Pinned};
@@ -281,6 +282,11 @@ pub(crate) fn egress() -> NetworkEffect {
         egress: true,
         ..NetworkEffect::default()
     }
+}
+
+/// Whether a packet took as long as was asked: it may be let go a little earlier, see [`chaos_abi::late`].
+pub(crate) fn waited(took: Duration, asked: Duration) -> bool {
+    took + Duration::from_nanos(late::MOST_NS) >= asked
 }
 
 /// What is sent is late by so much.

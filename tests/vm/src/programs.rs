@@ -3,13 +3,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use aya::Ebpf;
 use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
+use chaos_agent::kernel::btf::Types;
 use chaos_agent::kernel::generation::Generation;
 use chaos_agent::kernel::maps::{self, Pinned};
 use chaos_agent::kernel::objects::Loader;
+use chaos_agent::mechanism::tc_ingress;
 use chaos_planner::capabilities::Mechanism;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -70,7 +73,7 @@ impl Programs {
         let mut loader = Loader::new(&pins);
         let mut cgroup = loader.load(Mechanism::CgroupDrop)?;
         let mut egress = loader.load_with(Mechanism::TcEgress, &[("SLOT", SLOT)])?;
-        let mut ingress = loader.load_with(Mechanism::TcIngress, &[("SLOT", SLOT)])?;
+        let mut ingress = loader.load_with(Mechanism::TcIngress, constants_of_ingress()?)?;
         let _clock_shift = loader.load(Mechanism::ClockShift)?;
         let of_devices = egress.programs_mut().chain(ingress.programs_mut());
         for (_, program) in cgroup.programs_mut().chain(of_devices) {
@@ -119,6 +122,18 @@ impl Programs {
             .test_run(options)?
             .return_value)
     }
+}
+
+/// The slot, and where the running kernel has what is read of sockets.
+fn constants_of_ingress() -> Result<&'static [(&'static str, u32)]> {
+    static CONSTANTS: OnceLock<Vec<(&str, u32)>> = OnceLock::new();
+    if let Some(known) = CONSTANTS.get() {
+        return Ok(known);
+    }
+    let types = Types::of_this_kernel(&[]);
+    let places = tc_ingress::places(&types).map_err(Error::msg)?;
+    let constants = places.iter().copied().chain([("SLOT", SLOT)]);
+    Ok(CONSTANTS.get_or_init(|| constants.collect()))
 }
 
 impl Drop for Programs {

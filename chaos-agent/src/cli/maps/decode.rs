@@ -3,11 +3,12 @@
 use std::net::Ipv6Addr;
 
 use anyhow::bail;
+use aya::maps::MapError;
 use chaos_abi::clock::{self, ClockRule};
 use chaos_abi::counters::Counters;
 use chaos_abi::network::{Rule, State, Target, flag, ports};
 use chaos_abi::sample::{ALWAYS, Chance, Threshold};
-use chaos_abi::{RULES_PER_TARGET, control};
+use chaos_abi::{RULES_PER_TARGET, control, late};
 use chaos_api::clock::{CLOCKS, format_rate};
 use chaos_api::duration;
 use serde_json::{Value, json};
@@ -20,8 +21,8 @@ pub(super) type Row = Vec<(&'static str, Value)>;
 /// The elements of a map that are in use.
 pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Row>> {
     Ok(match name {
+        "ARMED" => vec![vec![("armed", json!(maps.armed()?))]],
         "CONTROL" => [
-            ("armed", control::ARMED),
             ("halted", control::HALTED),
             ("epoch", control::EPOCH),
             ("clocks", control::CLOCKS),
@@ -57,21 +58,17 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
             }
             rows
         }
-        "WAITING" => {
-            let mut rows = Vec::new();
-            for (slot, target) in maps.targets(TargetKind::Device)? {
-                if let Ok(slot) = u16::try_from(slot)
-                    && target.detour_in != 0
-                {
-                    rows.push(vec![
-                        ("slot", json!(slot)),
-                        ("kilobytes", json!(maps.waiting(slot)?)),
-                        ("at_most", json!(target.budget)),
-                    ]);
-                }
-            }
-            rows
-        }
+        "WAITING" => detours(maps, |slot, target| {
+            Ok(vec![
+                ("slot", json!(slot)),
+                ("kilobytes", json!(maps.waiting(slot)?)),
+                ("at_most", json!(target.budget)),
+            ])
+        })?,
+        "LATENESS" => detours(maps, |slot, _| {
+            let earlier = late::known_ns(maps.lateness(slot)?);
+            Ok(vec![("slot", json!(slot)), ("nanoseconds", json!(earlier))])
+        })?,
         "PEERS" => maps
             .peers()?
             .into_iter()
@@ -112,6 +109,22 @@ pub(super) fn dump(maps: &Pinned, name: &str, now: u64) -> anyhow::Result<Vec<Ro
         "DEVICE_TARGETS" => targets(maps, TargetKind::Device, "slot")?,
         other => bail!("{other}: this version does not know the layout; use --raw"),
     })
+}
+
+/// A row for each device that has a detour.
+fn detours(
+    maps: &Pinned,
+    row: impl Fn(u16, &Target) -> Result<Row, MapError>,
+) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (slot, target) in maps.targets(TargetKind::Device)? {
+        if let Ok(slot) = u16::try_from(slot)
+            && target.detour_in != 0
+        {
+            rows.push(row(slot, &target)?);
+        }
+    }
+    Ok(rows)
 }
 
 fn depths(depths: Vec<u32>) -> Vec<Row> {

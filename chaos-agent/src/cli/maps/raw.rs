@@ -32,7 +32,7 @@ type Elements = fn(MapData) -> Result<Vec<Row>, MapError>;
 fn elements(name: &str) -> Option<Elements> {
     Some(match name {
         "CONTROL" | "DEPTHS" | "CLOCK_DEPTHS" => array::<4>,
-        "WAITING" => array::<8>,
+        "ARMED" | "WAITING" | "LATENESS" => array::<8>,
         "STATE" => array::<{ size_of::<State>() }>,
         "RULES" => array::<{ size_of::<Rule>() }>,
         "CLOCK_RULES" => array::<{ size_of::<ClockRule>() }>,

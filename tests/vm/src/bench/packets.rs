@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use aya::programs::{CgroupSkbAttachType, ProgramError, TestRun, TestRunOptions, TestRunResult};
-use chaos_abi::control;
 use chaos_abi::network::{Rule, RuleRef, Target, flag};
 use chaos_abi::sample::{ALWAYS, Chance};
 use chaos_abi::{MAX_RULES, RULES_PER_TARGET};
@@ -15,7 +14,7 @@ use chaos_planner::fault::Peer;
 use ipnet::{IpNet, Ipv4Net};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Measure, compare, empty};
+use super::{InTurns, Measure, compare, empty};
 use crate::figures::statistics::binomial_99;
 use crate::figures::{Aim, Figure};
 use crate::programs::{LOOPBACK, Programs, SLOT};
@@ -105,13 +104,21 @@ impl Bench<'_> {
         let unit = "ns/packet / 1 rule armed";
         let aim = Aim::AtMost(1.10);
         let [mut many, mut one, mut twin] = self.three()?;
-        for (programs, rules) in [(&mut many, MANY), (&mut one, 1), (&mut twin, 1)] {
-            arm_elsewhere(&mut programs.maps, rules)?;
+        for (all, rules) in [(&mut many, MANY), (&mut one, 1), (&mut twin, 1)] {
+            for programs in all {
+                arm_elsewhere(&mut programs.maps, rules)?;
+            }
         }
         let name = "cgroup_drop, 10 000 rules on other cgroups";
-        let sides = [&many, &one, &twin].map(|p| p.filter("cgroup_drop_egress"));
-        let [a, b, c] = sides;
-        let sides = (self.time(a?), self.time(b?), self.time(c?));
+        let [a, b, c] = [&many, &one, &twin].map(|all| -> Result<Vec<_>> {
+            let filters = all.iter().map(|p| p.filter("cgroup_drop_egress"));
+            filters.collect()
+        });
+        let sides = (
+            self.time_in_turns(a?),
+            self.time_in_turns(b?),
+            self.time_in_turns(c?),
+        );
         tell(self.compare(name, unit, sides)?.aim(aim))?;
 
         let name = "tc_egress, 10 000 rules on other devices";
@@ -121,7 +128,7 @@ impl Bench<'_> {
         )?;
 
         // On the target's device, to somebody else.
-        for programs in [&mut many, &mut one, &mut twin] {
+        for programs in [&mut many, &mut one, &mut twin].into_iter().flatten() {
             arm_here(&mut programs.maps, &[peer([10, 9, 9, 9], 32)])?;
         }
         let name = "tc_egress, 10 000 rules elsewhere, target to another peer";
@@ -155,11 +162,14 @@ impl Bench<'_> {
         for (name, unit, mut peers, ours, aim) in cases {
             peers.push(ours);
             let [mut many, mut one, mut twin] = self.three()?;
-            arm_here(&mut many.maps, &peers)?;
-            arm_here(&mut one.maps, &[ours])?;
-            arm_here(&mut twin.maps, &[ours])?;
+            for programs in &mut many {
+                arm_here(&mut programs.maps, &peers)?;
+            }
+            for programs in one.iter_mut().chain(&mut twin) {
+                arm_here(&mut programs.maps, &[ours])?;
+            }
             let figure = self.compare_egress(name, unit, [&many, &one, &twin])?;
-            for programs in [&many, &one] {
+            for programs in many.iter().chain(&one) {
                 ensure!(
                     programs.maps.counters(1)?.matched > 0,
                     "{name}: the packet was not to one of them"
@@ -221,9 +231,16 @@ impl Bench<'_> {
         )?)
     }
 
-    fn compare_egress(&self, name: &str, unit: &str, of: [&Programs; 3]) -> Result<Figure> {
-        let [a, b, c] = of.map(|programs| programs.classifier("tc_egress"));
-        self.compare(name, unit, (self.time(a?), self.time(b?), self.time(c?)))
+    fn compare_egress(&self, name: &str, unit: &str, of: [&Vec<Programs>; 3]) -> Result<Figure> {
+        let [a, b, c] = of.map(|all| -> Result<Vec<_>> {
+            all.iter().map(|p| p.classifier("tc_egress")).collect()
+        });
+        let sides = (
+            self.time_in_turns(a?),
+            self.time_in_turns(b?),
+            self.time_in_turns(c?),
+        );
+        self.compare(name, unit, sides)
     }
 
     fn compare(
@@ -247,16 +264,25 @@ impl Bench<'_> {
         }
     }
 
+    /// The same of copies of a program.
+    fn time_in_turns<'p, P: SkbProgram>(&'p self, copies: Vec<&'p P>) -> impl Measure {
+        let copies = copies.into_iter().map(|copy| self.time(copy));
+        let mut copies = InTurns::new(copies.collect());
+        move || copies.next()?()
+    }
+
     fn programs(&self, name: &str) -> Result<Programs> {
         Programs::load(&self.bpffs.join(name))
     }
 
-    fn three(&self) -> Result<[Programs; 3]> {
-        Ok([
-            self.programs("many")?,
-            self.programs("one")?,
-            self.programs("twin")?,
-        ])
+    /// Three sides of a comparison, of each some copies.
+    fn three(&self) -> Result<[Vec<Programs>; 3]> {
+        let copies = InTurns::<Programs>::copies(self.effort.pairs);
+        let side = |name: &str| {
+            let copies = (0..copies).map(|copy| self.programs(&format!("{name}{copy}")));
+            copies.collect::<Result<Vec<_>>>()
+        };
+        Ok([side("many")?, side("one")?, side("twin")?])
     }
 }
 
@@ -321,7 +347,7 @@ fn arm(maps: &mut Pinned, change: impl FnOnce(&mut Rule)) -> Result<()> {
         generation: 1,
     };
     maps.set_target(TargetKind::Device, SLOT.into(), target)?;
-    Ok(maps.set_control(control::ARMED, 1)?)
+    Ok(maps.set_armed(true)?)
 }
 
 /// One rule on the device of the packet, for these peers.
@@ -357,5 +383,5 @@ fn arm_elsewhere(maps: &mut Pinned, rules: u32) -> Result<()> {
         maps.set_target(TargetKind::Cgroup, u64::MAX - u64::from(n), target)?;
     }
     maps.set_depth(0, 1)?;
-    Ok(maps.set_control(control::ARMED, rules)?)
+    Ok(maps.set_armed(true)?)
 }

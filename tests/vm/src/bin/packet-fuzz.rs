@@ -30,13 +30,15 @@ fn main() -> Result<()> {
         }
     })?;
     note(format!(
-        "seed {seed}: {} packets fared as in the model ({} lost, {} by the detour, {} passed), and {} \
+        "seed {seed}: {} packets fared as in the model ({} lost, {} denied, {} by the detour, {} passed; {} were for a cgroup's socket), and {} \
          sets of rules counted as it did (shapers dropped {}, the budget {}, {} failed); {} were no \
          packets to this kernel; {:.1} s",
         tried.packets,
         tried.lost,
+        tried.denied,
         tried.detoured,
-        tried.packets - tried.lost - tried.detoured,
+        tried.packets - tried.lost - tried.denied - tried.detoured,
+        tried.received,
         tried.rounds,
         tried.overflowed,
         tried.over_budget,

@@ -1,8 +1,10 @@
 //! The detour: what enters it, what comes out, and what it tells on the way. The model's side only.
 
+use chaos_agent::mechanism::tc::Way;
+
 use super::Lie;
 use super::model::{Fate, Model};
-use crate::programs::{AWAY, UNSPEC};
+use crate::programs::{AWAY, LOOPBACK, UNSPEC};
 
 /// Opens the words that a packet carries.
 pub(super) const OURS: u32 = u32::from_be_bytes(*b"Faul");
@@ -17,6 +19,8 @@ pub(super) struct Detour {
     pub(super) waiting: u64,
     /// Segments are cut on the way, and counted one by one.
     pub(super) cuts: bool,
+    /// How much earlier what waits is sent on its way, in nanoseconds.
+    pub(super) earlier: u64,
 }
 
 /// A packet as the kernel has it.
@@ -46,9 +50,18 @@ impl Detour {
         now: u64,
         model: &mut Model,
     ) -> Seen {
+        let mark = if model.looked_at {
+            let word = match model.way {
+                Way::Egress => 0x4661,
+                Way::Ingress => 0x4662,
+            };
+            word << 16 | LOOPBACK
+        } else {
+            0
+        };
         let mut seen = Seen {
             verdict: UNSPEC,
-            carried: [0; 5],
+            carried: [0, 0, 0, 0, mark],
             waiting: self.waiting,
         };
         if fate.dropped {
@@ -66,7 +79,7 @@ impl Detour {
                 over_budget = true;
                 continue;
             }
-            let at = now.saturating_add(fate.wait_ns);
+            let at = now.saturating_add(fate.wait_ns.saturating_sub(self.earlier));
             let [low, high] = [at as u32, (at >> 32) as u32];
             seen.carried = [low, high, OURS, 0, each << 16 | u32::from(spot)];
             if self.works {
@@ -79,6 +92,9 @@ impl Detour {
         let own_fits = self.waiting + all <= self.budget;
         if goes && (self.works || !own_fits) {
             seen.verdict = AWAY;
+        } else if mark != 0 {
+            // It goes on, and says so to other devices.
+            seen.carried[4] = mark;
         }
         if let Some(rule) = model.rule(last) {
             rule.counted.failed += u64::from(failed);

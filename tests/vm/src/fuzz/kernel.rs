@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use aya::programs::{TestRun, TestRunOptions};
-use chaos_abi::control;
-use chaos_abi::network::{RuleRef, Target, target_flag};
+use chaos_abi::late;
+use chaos_abi::network::{Rule, RuleRef, Target, target_flag};
 use chaos_agent::executor::PeerEntries;
-use chaos_agent::kernel::maps::TargetKind;
+use chaos_agent::kernel::maps::{Pinned, TargetKind};
 use chaos_agent::mechanism::tc::Way;
 
 use super::detour::{Detour, OURS, Seen, Size};
-use super::model::{Counted, Model};
+use super::model::{Counted, Model, ModelRule};
 use crate::programs::{LOOPBACK, Programs, SLOT};
 
 /// Index of no device.
@@ -38,7 +38,7 @@ const TREATED: [u32; 5] = [0x7472_6561, SLOT, !SLOT, 0, 0];
 
 /// The programs, and the rules that they have.
 pub(super) struct Kernel {
-    programs: Programs,
+    pub(super) programs: Programs,
     way: Way,
     held: Vec<PeerEntries>,
     /// Where the detour begins.
@@ -63,24 +63,33 @@ impl Kernel {
         })
     }
 
-    /// Gives it the model's rules instead of those it has.
-    pub(super) fn take(&mut self, model: &Model, detour: &Detour) -> Result<()> {
-        self.way = model.way;
+    /// Takes the rules from it.
+    pub(super) fn forget(&mut self) -> Result<()> {
         let maps = &mut self.programs.maps;
-        maps.set_control(control::ARMED, 1)?;
         maps.set_target(TargetKind::Device, SLOT.into(), Target::default())?;
-        maps.nothing_waits(SLOT as u16)?;
         for entries in std::mem::take(&mut self.held) {
             entries.leave(&PeerEntries::default(), maps)?;
         }
+        Ok(())
+    }
+
+    /// Gives it the model's rules instead of those it has.
+    pub(super) fn take(&mut self, model: &Model, detour: &Detour) -> Result<()> {
+        self.way = model.way;
+        self.forget()?;
+        let maps = &mut self.programs.maps;
+        maps.set_armed(true)?;
+        maps.nothing_waits(SLOT as u16)?;
         let mut target = Target {
             device: LOOPBACK,
             budget: u32::try_from(detour.budget)?,
-            flags: if detour.cuts {
-                target_flag::SEGMENTS
-            } else {
-                0
-            },
+            flags: [
+                (target_flag::SEGMENTS, detour.cuts),
+                (target_flag::SHARED, model.is_shared),
+            ]
+            .iter()
+            .filter(|(_, is_set)| *is_set)
+            .fold(0, |all, (flag, _)| all | flag),
             ..Target::default()
         };
         if model.can_detour {
@@ -88,19 +97,7 @@ impl Kernel {
             target.detour_out = OUT;
         }
         for (place, one) in target.rules.iter_mut().zip(&model.rules) {
-            if let Some(peers) = &one.peers {
-                let entries = PeerEntries::of(one.id, peers);
-                PeerEntries::default().enter(&entries, maps)?;
-                self.held.push(entries);
-            }
-            maps.reset_counters(one.id)?;
-            let rule = one.kernel_rule(model.way);
-            maps.set_rule(one.id, rule)?;
-            *place = RuleRef {
-                id: one.id,
-                // A reference to another life of the rule is void.
-                generation: rule.generation + u32::from(one.is_void),
-            };
+            *place = enter(one, one.kernel_rule(model.way), maps, &mut self.held)?;
         }
         Ok(maps.set_target(TargetKind::Device, SLOT.into(), target)?)
     }
@@ -138,6 +135,12 @@ impl Kernel {
     /// What time it was when the last packet was looked at.
     pub(super) fn clock(&self) -> Result<u64> {
         Ok(self.programs.maps.counters(1)?.last_ns)
+    }
+
+    /// How much earlier packets are sent into the detour, by those that have come out.
+    pub(super) fn earlier(&self) -> Result<u64> {
+        let word = self.programs.maps.lateness(SLOT as u16)?;
+        Ok(late::known_ns(word))
     }
 
     /// The stamp lets a packet that carries this go at `at`, and nothing that is not ours.
@@ -179,15 +182,7 @@ impl Kernel {
     /// Counters, draws and clocks are the model's.
     pub(super) fn compare(&self, model: &Model) -> Result<()> {
         for rule in &model.rules {
-            let counted = self.programs.maps.counters(rule.id)?;
-            let counted = Counted {
-                matched: counted.matched,
-                injected: counted.injected,
-                would_inject: counted.would_inject,
-                overflowed: counted.overflowed,
-                over_budget: counted.over_budget,
-                failed: counted.failed,
-            };
+            let counted = counted(&self.programs, rule.id)?;
             let state = self.programs.maps.state(rule.id)?;
             ensure!(
                 (counted, state) == (rule.counted, rule.state),
@@ -214,6 +209,40 @@ impl Kernel {
         ran.verdict = result.return_value;
         Ok(ran)
     }
+}
+
+/// Gives the maps a rule that is `told` so, and returns what a target has to refer to it.
+pub(super) fn enter(
+    one: &ModelRule,
+    told: Rule,
+    maps: &mut Pinned,
+    held: &mut Vec<PeerEntries>,
+) -> Result<RuleRef> {
+    if let Some(peers) = &one.peers {
+        let entries = PeerEntries::of(one.id, peers);
+        PeerEntries::default().enter(&entries, maps)?;
+        held.push(entries);
+    }
+    maps.reset_counters(one.id)?;
+    maps.set_rule(one.id, told)?;
+    Ok(RuleRef {
+        id: one.id,
+        // A reference to another life of the rule is void.
+        generation: told.generation + u32::from(one.is_void),
+    })
+}
+
+/// What a rule has counted.
+pub(super) fn counted(programs: &Programs, id: u32) -> Result<Counted> {
+    let counted = programs.maps.counters(id)?;
+    Ok(Counted {
+        matched: counted.matched,
+        injected: counted.injected,
+        would_inject: counted.would_inject,
+        overflowed: counted.overflowed,
+        over_budget: counted.over_budget,
+        failed: counted.failed,
+    })
 }
 
 /// What the context carries.

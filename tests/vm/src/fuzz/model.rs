@@ -9,10 +9,14 @@ use chaos_agent::mechanism::tc::Way;
 use chaos_planner::fault::Peer;
 
 use super::Lie;
-use super::other_end::{OtherEnd, other_end};
+use super::other_end::{OtherEnd, is_for_port, other_end};
+use super::packets::PORT;
 
 /// The longest that packets wait, in nanoseconds: 70 minutes.
 const LONGEST: u64 = 4_200_000_000_000;
+
+/// Id of no cgroup.
+pub(super) const NOBODY: u64 = u64::MAX;
 
 /// A rule, and what it has counted.
 #[derive(Clone, Debug)]
@@ -22,8 +26,6 @@ pub(super) struct ModelRule {
     pub(super) rule: Rule,
     /// The target refers to another life of it.
     pub(super) is_void: bool,
-    /// It is about another cgroup's packets.
-    pub(super) is_foreign: bool,
     pub(super) observe: bool,
     /// `None` is everybody.
     pub(super) peers: Option<Vec<Peer>>,
@@ -73,6 +75,10 @@ pub(super) struct Model {
     pub(super) rules: Vec<ModelRule>,
     /// Packets can be held back, copied and changed.
     pub(super) can_detour: bool,
+    /// Others use the device, too: what comes in is the target's if its socket gets it.
+    pub(super) is_shared: bool,
+    /// A rule of a cgroup has looked at the last packet, which says so to other devices.
+    pub(super) looked_at: bool,
     /// What it gets wrong on purpose.
     pub(super) lie: Option<Lie>,
 }
@@ -88,11 +94,25 @@ impl Model {
     pub(super) fn decide(&mut self, frame: &[u8], now: u64) -> (Fate, u32) {
         let mut fate = Fate::default();
         let mut last = 0;
+        let is_own = match self.way {
+            // This process has made the socket of what BPF_PROG_TEST_RUN sends.
+            Way::Egress => true,
+            Way::Ingress => self.is_shared && is_for_port(frame, PORT),
+        };
         let Some(to) = other_end(frame, self.way) else {
             return (fate, last);
         };
         for rule in &mut self.rules {
-            let then = rule.decide(&to, frame.len() as u64, now, fate, self.can_detour);
+            let is_its = match rule.rule.cgroup_id {
+                0 => true,
+                NOBODY => false,
+                _ => is_own,
+            };
+            if !is_its || !rule.is_about(&to, now) {
+                continue;
+            }
+            self.looked_at |= rule.rule.cgroup_id != 0;
+            let then = rule.decide(frame.len() as u64, now, fate, self.can_detour);
             if then != fate {
                 (fate, last) = (then, rule.id);
             }
@@ -118,24 +138,8 @@ impl Model {
 }
 
 impl ModelRule {
-    fn decide(
-        &mut self,
-        to: &OtherEnd,
-        bytes: u64,
-        now: u64,
-        before: Fate,
-        can_detour: bool,
-    ) -> Fate {
-        let is_meant = self
-            .peers
-            .as_ref()
-            .is_none_or(|all| all.iter().any(|peer| to.is(peer)));
-        if now >= self.rule.deadline_ns || self.is_void || self.is_foreign || !is_meant {
-            return before;
-        }
-        self.counted.matched += 1;
-        let n = self.state.sequence;
-        self.state.sequence += u64::from(self.draws());
+    fn decide(&mut self, bytes: u64, now: u64, before: Fate, can_detour: bool) -> Fate {
+        let n = self.number();
         if !self.is_sampled(n) {
             return before;
         }
@@ -160,6 +164,23 @@ impl ModelRule {
         if self.observe { before } else { then }
     }
 
+    /// Whether the rule is about packets from or to there at `now`.
+    pub(super) fn is_about(&self, to: &OtherEnd, now: u64) -> bool {
+        let is_meant = self
+            .peers
+            .as_ref()
+            .is_none_or(|all| all.iter().any(|peer| to.is(peer)));
+        now < self.rule.deadline_ns && !self.is_void && is_meant
+    }
+
+    /// Counts a packet that it is about, and numbers it.
+    pub(super) fn number(&mut self) -> u64 {
+        self.counted.matched += 1;
+        let n = self.state.sequence;
+        self.state.sequence += u64::from(self.draws());
+        n
+    }
+
     /// Rules that leave nothing to chance or order do not number their packets.
     pub(super) fn draws(&self) -> bool {
         let rule = &self.rule;
@@ -174,7 +195,8 @@ impl ModelRule {
                 .any(is_chance)
     }
 
-    fn is_sampled(&self, n: u64) -> bool {
+    /// Whether anything is done to packet `n`.
+    pub(super) fn is_sampled(&self, n: u64) -> bool {
         let rule = &self.rule;
         (rule.sample_first == 0 || n < rule.sample_first)
             && (rule.sample_every <= 1 || n.is_multiple_of(rule.sample_every))
@@ -308,9 +330,6 @@ impl ModelRule {
         Rule {
             flags: set.fold(0, |all, (flag, _)| all | flag),
             peer_set: self.id,
-            // No cgroup has this id.
-            cgroup_id: if self.is_foreign { u64::MAX } else { 0 },
-            cgroup_depth: u32::from(self.is_foreign),
             ..self.rule
         }
     }

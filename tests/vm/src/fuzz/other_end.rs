@@ -51,6 +51,26 @@ pub(super) fn other_end(frame: &[u8], way: Way) -> Option<OtherEnd> {
     Some(OtherEnd { address, port })
 }
 
+/// Whether a socket for UDP or new TCP connections gets it that is bound to this port and to no address, on the
+/// loopback device of a namespace that forwards nothing.
+pub(super) fn is_for_port(frame: &[u8], port: u16) -> bool {
+    let to_us = || {
+        let packet = frame.get(14..)?;
+        let (is_for_many, transport) = match bytes(frame, 12).map(u16::from_be_bytes)? {
+            0x0800 => (*packet.get(16)? >= 224, transport_of_ipv4(packet)),
+            0x86dd => (*packet.get(24)? == 0xff, transport_of_ipv6(packet)),
+            _ => return None,
+        };
+        let (protocol, offset) = transport?;
+        let [.., d0, d1] = bytes::<4>(packet, offset)?;
+        // That device's own address.
+        let to_the_device = frame.get(..6)? == [0; 6];
+        let has_socket = matches!(protocol, 6 | 17) && u16::from_be_bytes([d0, d1]) == port;
+        Some(to_the_device && !is_for_many && has_socket)
+    };
+    to_us().unwrap_or(false)
+}
+
 /// RFC 791: protocol and where its header is; not in fragments after the first.
 fn transport_of_ipv4(packet: &[u8]) -> Option<(u8, usize)> {
     let length = usize::from(packet.first()? & 0xf) * 4;

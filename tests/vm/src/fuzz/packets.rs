@@ -6,6 +6,9 @@ use chaos_agent::mechanism::tc::Way;
 
 use super::random::{Random, address};
 
+/// Where the target listens.
+pub(super) const PORT: u16 = 12_345;
+
 /// An Ethernet frame of 15 bytes at least: that much the kernel wants. The target sends it, or gets it.
 pub(super) fn packet(random: &mut Random, way: Way) -> Vec<u8> {
     if random.chance(50) {
@@ -14,6 +17,10 @@ pub(super) fn packet(random: &mut Random, way: Way) -> Vec<u8> {
         return (0..length).map(|_| random.next() as u8).collect();
     }
     let mut frame = vec![2; 12];
+    if !random.chance(4) {
+        // To the device that it is on, which is the loopback device.
+        frame[..6].fill(0);
+    }
     if random.chance(30) {
         // A VLAN's tag in front: what is behind is not looked at.
         frame.extend([0x81, 0x00, 0x00, 0x07]);
@@ -64,7 +71,7 @@ fn ends<T>(own: T, other: T, way: Way) -> [T; 2] {
 
 fn transport(frame: &mut Vec<u8>, random: &mut Random, way: Way) {
     let port = random.below(6) as u16;
-    for port in ends(12_345, port, way) {
+    for port in ends(PORT, port, way) {
         frame.extend(port.to_be_bytes());
     }
     let payload = random.below(40) as usize;

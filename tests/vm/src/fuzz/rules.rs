@@ -9,7 +9,7 @@ use chaos_abi::sample::{ALWAYS, Chance};
 use chaos_planner::fault::Peer;
 use ipnet::IpNet;
 
-use super::model::{Counted, ModelRule};
+use super::model::{Counted, ModelRule, NOBODY};
 use super::random::{Random, address};
 
 const US: u64 = 1_000;
@@ -41,7 +41,6 @@ fn untouched(id: u32) -> ModelRule {
         id,
         rule: Rule::default(),
         is_void: false,
-        is_foreign: false,
         observe: false,
         peers: None,
         state: State::default(),
@@ -49,20 +48,31 @@ fn untouched(id: u32) -> ModelRule {
     }
 }
 
-/// As many as fit on a target behind the [`clock`], at CLOCK_MONOTONIC nanoseconds `now`.
-pub(super) fn rules(random: &mut Random, now: u64) -> Vec<ModelRule> {
+/// As many as fit on a target behind the [`clock`], at CLOCK_MONOTONIC nanoseconds `now`. Some are about the
+/// packets of one of the `cgroups`, by id and depth, and some about nobody's.
+pub(super) fn rules(random: &mut Random, now: u64, cgroups: &[(u64, u32)]) -> Vec<ModelRule> {
     let count = random.below(RULES_PER_TARGET as u32);
     (2..2 + count)
-        .map(|id| ModelRule {
-            rule: rule(random, now),
-            is_void: random.chance(8),
-            is_foreign: random.chance(16),
-            observe: random.chance(5),
-            peers: (!random.chance(6)).then(|| {
-                let peers = random.below(6);
-                (0..peers).map(|_| peer(random)).collect()
-            }),
-            ..untouched(id)
+        .map(|id| {
+            let (cgroup_id, cgroup_depth) = match random.below(16) {
+                0 => (NOBODY, 1),
+                1..6 if !cgroups.is_empty() => random.one_of(cgroups),
+                _ => (0, 0),
+            };
+            ModelRule {
+                rule: Rule {
+                    cgroup_id,
+                    cgroup_depth,
+                    ..rule(random, now)
+                },
+                is_void: random.chance(8),
+                observe: random.chance(5),
+                peers: (!random.chance(6)).then(|| {
+                    let peers = random.below(6);
+                    (0..peers).map(|_| peer(random)).collect()
+                }),
+                ..untouched(id)
+            }
         })
         .collect()
 }

@@ -12,7 +12,7 @@ use crate::cgroup::Cgroup;
 use crate::clock::Stamp;
 use crate::foreign::{Foreign, Says, Side, there};
 use crate::netns::{DEVICE, Namespace, Pair, cable};
-use crate::node::{Host, delayed, egress, fault, resident, seeded};
+use crate::node::{Host, delayed, egress, fault, resident, seeded, waited};
 use crate::process::Place;
 use crate::registry::{note, skip};
 use crate::udp::{self, Echo, Prober, Probing};
@@ -101,7 +101,7 @@ fn a_program_that_lets_everything_pass_hides_no_fault() -> Result<()> {
             Side::Egress => probes.there(),
             Side::Ingress => probes.back(),
         };
-        ensure!(times.min()? >= DELAY, "{side:?}: {:?}", times.min()?);
+        ensure!(waited(times.min()?, DELAY), "{side:?}: {:?}", times.min()?);
         let counts = host.counts("d")?;
         ensure!(
             (counts.matched, counts.injected, counts.failed) == (PACKETS, PACKETS, 0),
@@ -136,7 +136,7 @@ fn times_are_short(probes: &udp::Probes) -> Result<bool> {
 /// By the fault `d` on what is sent.
 fn each_was_late_once(host: &mut Host, probes: &udp::Probes) -> Result<()> {
     let earliest = probes.there().min()?;
-    ensure!(earliest >= DELAY, "one took {earliest:?} only");
+    ensure!(waited(earliest, DELAY), "one took {earliest:?} only");
     let counts = host.counts("d")?;
     ensure!(
         (counts.matched, counts.injected) == (PACKETS, PACKETS),

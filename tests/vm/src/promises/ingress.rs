@@ -1,6 +1,6 @@
 //! What is done to packets that the target receives: everything but partition, as to those that it
 //! sends. The target is the server here, so that its arrivals can be compared with the model. Times are
-//! the least of many: what is delayed is never early, and what is not is on time at least once.
+//! the least of many: what is delayed is never early by more than they allow for, and what is not is on time at least once.
 
 use std::thread::sleep;
 use std::time::Duration;

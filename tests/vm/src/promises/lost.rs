@@ -13,7 +13,7 @@ use chaos_planner::observed::Phase;
 use crate::cgroup::Cgroup;
 use crate::foreign::{Side, there};
 use crate::netns::{DEVICE, Pair};
-use crate::node::{Host, delayed, fault, links, nothing_is_pinned, pinned, resident};
+use crate::node::{Host, delayed, fault, links, nothing_is_pinned, pinned, resident, waited};
 use crate::process::Place;
 use crate::registry::skip;
 use crate::udp::{self, Echo, Probing};
@@ -28,7 +28,7 @@ fn slow(target: &Cgroup) -> Fault {
 fn is_delayed(pair: &Pair, target: &Cgroup) -> Result<bool> {
     let from = Place::host().in_namespace(&pair.a).in_cgroup(target);
     let probes = udp::probe(from, &Probing::of(Pair::B4).per_second(50), 10)?;
-    Ok(probes.there().median()? >= DELAY)
+    Ok(waited(probes.there().median()?, DELAY))
 }
 
 fn no_device_is_known() -> Result<()> {
