@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use chaos_abi::sample::{Stream as Draws, draw};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
@@ -108,9 +109,21 @@ pub(super) fn run(
     told.into_iter().next().context("the sink told nothing")
 }
 
-/// In turns there and back, so that no way always comes first.
+/// Each way in turn, in another order each time, so that none always comes first or after the same one.
 pub(super) fn turns(ways: usize) -> impl Iterator<Item = usize> + Clone {
-    (0..ways).chain((0..ways).rev()).cycle()
+    (0_u64..).flat_map(move |round| {
+        let mut order: Vec<usize> = (0..ways).collect();
+        // Keys of one draw each: as good as a shuffle for a handful.
+        order.sort_by_key(|&way| draw(round, Draws::Sample, way as u64));
+        order
+    })
+}
+
+/// When datagram `n` is due: somewhere in the first half of its share of the time. With an even beat and a
+/// delay of some beats one would leave just when another one is sent, and be late.
+fn due(n: u64, every: Duration) -> Duration {
+    let beats = n as f64 + f64::from(draw(n, Draws::Jitter, 0)) / 2_f64.powi(33);
+    every.mul_f64(beats)
 }
 
 fn sender(args: &str) -> Result<()> {
@@ -125,8 +138,7 @@ fn sender(args: &str) -> Result<()> {
     let start = std::time::Instant::now();
     let all = load.count * ways.len() as u64;
     for (n, way) in (0..all).zip(turns(ways.len())) {
-        let due = every.saturating_mul(u32::try_from(n).unwrap_or(u32::MAX));
-        if let Some(early) = due.checked_sub(start.elapsed()) {
+        if let Some(early) = due(n, every).checked_sub(start.elapsed()) {
             std::thread::sleep(early);
         }
         let (Some(socket), Some(seq)) = (sockets.get(way), seqs.get_mut(way)) else {
@@ -222,7 +234,30 @@ mod tests {
 
     #[test]
     fn no_way_comes_first_more_often_than_another() {
-        let turns: Vec<usize> = turns(3).take(12).collect();
-        assert_eq!(turns, [0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0]);
+        const ROUNDS: usize = 6_000;
+        let turns: Vec<usize> = turns(3).take(3 * ROUNDS).collect();
+        let mut firsts = [0; 3];
+        for round in turns.chunks(3) {
+            let mut sorted = round.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2], "each once");
+            firsts[round[0]] += 1;
+        }
+        assert!(
+            firsts.iter().all(|count| (1_900..2_100).contains(count)),
+            "{firsts:?}"
+        );
+    }
+
+    #[test]
+    fn datagrams_are_due_in_order_and_not_in_a_beat() {
+        let due: Vec<_> = (0..100)
+            .map(|n| due(n, Duration::from_millis(10)))
+            .collect();
+        assert!(due.is_sorted());
+        let gaps: Vec<_> = due.windows(2).map(|two| two[1] - two[0]).collect();
+        assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(5)));
+        let short = gaps.iter().filter(|gap| gap.as_millis() < 8).count();
+        assert!((5..40).contains(&short), "{short}");
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use super::reads::{Reader, Shown, Way};
 use super::tracer::Traced;
 use super::{Effort, MONOTONIC, REALTIME, Tell, ahead};
-use crate::bench::{compare_each, pin_to_this_cpu};
+use crate::bench::{InTurns, compare_each, pin_to_this_cpu};
 use crate::cgroup::Cgroup;
 use crate::figures::{Aim, Figure};
 use crate::node::{Host, on_clocks};
@@ -152,13 +152,16 @@ pub(super) fn of_targets(effort: Effort, tell: Tell<'_>) -> Result<()> {
         running,
         started: Reader::start(place())?,
     };
-    let reference = || -> Result<Reference> {
-        Ok(Reference {
-            traced: Traced::start()?,
-            untouched: Reader::start(Place::host())?,
-        })
+    let references = || -> Result<InTurns<Reference>> {
+        let copies = (0..InTurns::<Reference>::copies(effort.pairs)).map(|_| {
+            Ok(Reference {
+                traced: Traced::start()?,
+                untouched: Reader::start(Place::host())?,
+            })
+        });
+        Ok(InTurns::new(copies.collect::<Result<_>>()?))
     };
-    let (mut reference, mut twin) = (reference()?, reference()?);
+    let (mut references, mut twins) = (references()?, references()?);
     let calls = effort.calls;
     let of_ours = || {
         let time =
@@ -205,8 +208,8 @@ pub(super) fn of_targets(effort: Effort, tell: Tell<'_>) -> Result<()> {
         effort.pairs,
         (
             of_ours,
-            || of_reference(&mut reference),
-            || of_reference(&mut twin),
+            || of_reference(references.next()?),
+            || of_reference(twins.next()?),
         ),
     )?;
     tell_all(figures, A_TWENTIETH, tell)
