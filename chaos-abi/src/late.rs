@@ -22,7 +22,7 @@ const COUNTED: u32 = 16;
 /// The word after a packet that came out `late_ns` after its time.
 #[inline(always)]
 pub const fn seen(word: u64, late_ns: u64) -> u64 {
-    let (known, counted) = (word >> COUNTED, word & ((1 << COUNTED) - 1));
+    let (known, counted) = parts(word);
     let late = lesser(late_ns, 2 * MOST_NS);
     if counted == 0 {
         late << COUNTED | 1
@@ -38,12 +38,18 @@ pub const fn seen(word: u64, late_ns: u64) -> u64 {
 /// How much earlier a packet is to be let go; 0 for a word that has seen too few.
 #[inline(always)]
 pub const fn known_ns(word: u64) -> u64 {
-    let (known, counted) = (word >> COUNTED, word & ((1 << COUNTED) - 1));
+    let (known, counted) = parts(word);
     if counted < FIRST {
         0
     } else {
         lesser(known, MOST_NS)
     }
+}
+
+/// What is known, and how many packets were counted.
+#[inline(always)]
+const fn parts(word: u64) -> (u64, u64) {
+    (word >> COUNTED, word & ((1 << COUNTED) - 1))
 }
 
 #[inline(always)]

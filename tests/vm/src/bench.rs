@@ -71,17 +71,12 @@ struct InTurns<T> {
 }
 
 impl<T> InTurns<T> {
-    /// At least one copy.
+    /// At least one copy, see [`copies`].
     fn new(copies: Vec<T>) -> Self {
         Self {
             copies,
             measured: 0,
         }
-    }
-
-    /// How many there should be, for so many pairs: fewer than [`FEWEST_PAIRS`] only try the benchmark.
-    const fn copies(pairs: usize) -> usize {
-        if pairs < FEWEST_PAIRS { 1 } else { 5 }
     }
 
     /// The one to measure next: both measurements of a pair are of the same.
@@ -90,6 +85,11 @@ impl<T> InTurns<T> {
         self.measured += 1;
         self.copies.get_mut(turn).context("there is no copy")
     }
+}
+
+/// How many copies a side of so many pairs has: fewer than [`FEWEST_PAIRS`] only try the benchmark.
+const fn copies(pairs: usize) -> usize {
+    if pairs < FEWEST_PAIRS { 1 } else { 5 }
 }
 
 /// The ratio of `ours` to `reference`, in pairs A B B A; between these the control, `reference` to its

@@ -14,7 +14,7 @@ use chaos_planner::fault::Peer;
 use ipnet::{IpNet, Ipv4Net};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{InTurns, Measure, compare, empty};
+use super::{InTurns, Measure, compare, copies, empty};
 use crate::figures::statistics::binomial_99;
 use crate::figures::{Aim, Figure};
 use crate::programs::{LOOPBACK, Programs, SLOT};
@@ -110,16 +110,10 @@ impl Bench<'_> {
             }
         }
         let name = "cgroup_drop, 10 000 rules on other cgroups";
-        let [a, b, c] = [&many, &one, &twin].map(|all| -> Result<Vec<_>> {
-            let filters = all.iter().map(|p| p.filter("cgroup_drop_egress"));
-            filters.collect()
-        });
-        let sides = (
-            self.time_in_turns(a?),
-            self.time_in_turns(b?),
-            self.time_in_turns(c?),
-        );
-        tell(self.compare(name, unit, sides)?.aim(aim))?;
+        let figure = self.compare_copies(name, unit, [&many, &one, &twin], |programs| {
+            programs.filter("cgroup_drop_egress")
+        })?;
+        tell(figure.aim(aim))?;
 
         let name = "tc_egress, 10 000 rules on other devices";
         tell(
@@ -232,15 +226,23 @@ impl Bench<'_> {
     }
 
     fn compare_egress(&self, name: &str, unit: &str, of: [&Vec<Programs>; 3]) -> Result<Figure> {
-        let [a, b, c] = of.map(|all| -> Result<Vec<_>> {
-            all.iter().map(|p| p.classifier("tc_egress")).collect()
+        self.compare_copies(name, unit, of, |programs| programs.classifier("tc_egress"))
+    }
+
+    /// Of each side one program, of its copies in turns.
+    fn compare_copies<P: SkbProgram>(
+        &self,
+        name: &str,
+        unit: &str,
+        of: [&Vec<Programs>; 3],
+        program: impl Fn(&Programs) -> Result<&P>,
+    ) -> Result<Figure> {
+        let [a, b, c] = of.map(|copies| -> Result<_> {
+            let timed = |copy| Ok(self.time(program(copy)?));
+            let mut copies = InTurns::new(copies.iter().map(timed).collect::<Result<_>>()?);
+            Ok(move || copies.next()?())
         });
-        let sides = (
-            self.time_in_turns(a?),
-            self.time_in_turns(b?),
-            self.time_in_turns(c?),
-        );
-        self.compare(name, unit, sides)
+        self.compare(name, unit, (a?, b?, c?))
     }
 
     fn compare(
@@ -264,23 +266,16 @@ impl Bench<'_> {
         }
     }
 
-    /// The same of copies of a program.
-    fn time_in_turns<'p, P: SkbProgram>(&'p self, copies: Vec<&'p P>) -> impl Measure {
-        let copies = copies.into_iter().map(|copy| self.time(copy));
-        let mut copies = InTurns::new(copies.collect());
-        move || copies.next()?()
-    }
-
     fn programs(&self, name: &str) -> Result<Programs> {
         Programs::load(&self.bpffs.join(name))
     }
 
     /// Three sides of a comparison, of each some copies.
     fn three(&self) -> Result<[Vec<Programs>; 3]> {
-        let copies = InTurns::<Programs>::copies(self.effort.pairs);
         let side = |name: &str| {
-            let copies = (0..copies).map(|copy| self.programs(&format!("{name}{copy}")));
-            copies.collect::<Result<Vec<_>>>()
+            let made =
+                (0..copies(self.effort.pairs)).map(|copy| self.programs(&format!("{name}{copy}")));
+            made.collect::<Result<Vec<_>>>()
         };
         Ok([side("many")?, side("one")?, side("twin")?])
     }

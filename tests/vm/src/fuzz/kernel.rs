@@ -11,7 +11,7 @@ use chaos_agent::kernel::maps::{Pinned, TargetKind};
 use chaos_agent::mechanism::tc::Way;
 
 use super::detour::{Detour, OURS, Seen, Size};
-use super::model::{Counted, Model, ModelRule};
+use super::model::{Counted, Model, ModelRule, those_set};
 use crate::programs::{LOOPBACK, Programs, SLOT};
 
 /// Index of no device.
@@ -83,13 +83,10 @@ impl Kernel {
         let mut target = Target {
             device: LOOPBACK,
             budget: u32::try_from(detour.budget)?,
-            flags: [
+            flags: those_set(&[
                 (target_flag::SEGMENTS, detour.cuts),
                 (target_flag::SHARED, model.is_shared),
-            ]
-            .iter()
-            .filter(|(_, is_set)| *is_set)
-            .fold(0, |all, (flag, _)| all | flag),
+            ]),
             ..Target::default()
         };
         if model.can_detour {

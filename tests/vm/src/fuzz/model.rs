@@ -326,11 +326,16 @@ impl ModelRule {
             (flag::PEERS | flag::NETS, self.peers.is_some()),
             (flag::DRAWS, self.draws()),
         ];
-        let set = flags.iter().filter(|(_, is_set)| *is_set);
         Rule {
-            flags: set.fold(0, |all, (flag, _)| all | flag),
+            flags: those_set(&flags),
             peer_set: self.id,
             ..self.rule
         }
     }
+}
+
+/// All flags that are set, in one word.
+pub(super) fn those_set(flags: &[(u32, bool)]) -> u32 {
+    let set = flags.iter().filter(|(_, is_set)| *is_set);
+    set.fold(0, |all, (flag, _)| all | flag)
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use super::reads::{Reader, Shown, Way};
 use super::tracer::Traced;
 use super::{Effort, MONOTONIC, REALTIME, Tell, ahead};
-use crate::bench::{InTurns, compare_each, pin_to_this_cpu};
+use crate::bench::{InTurns, compare_each, copies, pin_to_this_cpu};
 use crate::cgroup::Cgroup;
 use crate::figures::{Aim, Figure};
 use crate::node::{Host, on_clocks};
@@ -153,13 +153,13 @@ pub(super) fn of_targets(effort: Effort, tell: Tell<'_>) -> Result<()> {
         started: Reader::start(place())?,
     };
     let references = || -> Result<InTurns<Reference>> {
-        let copies = (0..InTurns::<Reference>::copies(effort.pairs)).map(|_| {
+        let made = (0..copies(effort.pairs)).map(|_| {
             Ok(Reference {
                 traced: Traced::start()?,
                 untouched: Reader::start(Place::host())?,
             })
         });
-        Ok(InTurns::new(copies.collect::<Result<_>>()?))
+        Ok(InTurns::new(made.collect::<Result<_>>()?))
     };
     let (mut references, mut twins) = (references()?, references()?);
     let calls = effort.calls;
