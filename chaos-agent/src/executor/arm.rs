@@ -13,7 +13,7 @@ use chaos_planner::fault::{Effect, Fault, TargetRef};
 use super::rules::{cgroup_device, clock_rule, is_shared, kernel_rule};
 use super::{ArmError, Armed, ArmedRule, Executor, Load, PeerEntries, Place, entries};
 use crate::kernel::clock;
-use crate::kernel::netlink::{Link, Netlink};
+use crate::kernel::netlink::Netlink;
 use crate::mechanism::links;
 use crate::mechanism::tc::Way;
 use crate::mechanism::{MechanismError, io_error};
@@ -84,8 +84,7 @@ impl Executor {
                         .as_mut()
                         .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
                     let mut places = Vec::new();
-                    for link in links::of_target(netlink, device, pod)? {
-                        let Link { index, name, .. } = link;
+                    for (index, name) in links::of_target(netlink, device, pod)? {
                         let slot = self.devices.slot(found.netns_inode, index, name, way)?;
                         places.push((u64::from(slot), 0));
                     }

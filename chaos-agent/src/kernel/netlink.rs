@@ -3,7 +3,7 @@
 //! thread uses it, and keeps that namespace alive.
 
 mod batch;
-mod ethtool;
+mod ioctl;
 mod tc;
 
 use std::collections::BTreeSet;
@@ -34,8 +34,6 @@ use super::netns;
 pub struct Link {
     /// Its index in this namespace.
     pub index: u32,
-    /// Index of the device that it is an end of, or on top of; in whichever namespace that is.
-    pub peer: Option<u32>,
     /// Its name.
     pub name: String,
     /// Administratively up.
@@ -111,8 +109,11 @@ impl Netlink {
     /// # Errors
     /// What the kernel answers.
     pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
-        let (message, flags) = link_request(name);
-        match self.request(message, flags) {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .extend([LinkAttribute::IfName(name.to_owned()), without_statistics()]);
+        match self.request(Message::GetLink(message), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(link)),
             Err(error) if absent(&error) => Ok(None),
             Err(error) => Err(error),
@@ -161,14 +162,8 @@ impl Netlink {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(peer)))),
         ]));
         let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
-        let made = (Message::NewLink(message), flags);
-        let answers = self.exchange(vec![made, link_request(name)])?;
-        let [made, found] =
-            <[_; 2]>::try_from(answers).map_err(|_| io::Error::other("an answer is missing"))?;
-        made?;
-        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no device {name}"));
-        let link = found?.into_iter().find_map(link).ok_or_else(missing)?;
-        Ok([link.index, link.peer.ok_or_else(missing)?])
+        self.request(Message::NewLink(message), flags)?;
+        Ok([self.index(name)?, self.index(peer)?])
     }
 
     /// Removes a device (and its peer). No device of that index is success.
@@ -269,15 +264,6 @@ impl Batch {
     }
 }
 
-/// Asks for the device of this name.
-fn link_request(name: &str) -> (Message, u16) {
-    let mut message = LinkMessage::default();
-    message
-        .attributes
-        .extend([LinkAttribute::IfName(name.to_owned()), without_statistics()]);
-    (Message::GetLink(message), NLM_F_ACK)
-}
-
 /// The devices of a route to somewhere else.
 fn sends_by(route: &RouteMessage) -> Vec<u32> {
     // linux/rtnetlink.h, RT_TABLE_LOCAL
@@ -305,21 +291,18 @@ fn link(answer: Message) -> Option<Link> {
     let Message::NewLink(link) = answer else {
         return None;
     };
-    let mut name = String::new();
-    let mut peer = None;
-    for attribute in link.attributes {
-        match attribute {
-            LinkAttribute::IfName(text) => name = text,
-            LinkAttribute::Link(index) => peer = Some(index),
-            _ => {}
-        }
-    }
+    let name = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
     Some(Link {
         index: link.header.index,
-        peer,
+        name: name.unwrap_or_default(),
         up: link.header.flags.contains(LinkFlags::Up),
         loopback: link.header.flags.contains(LinkFlags::Loopback),
-        name,
     })
 }
 

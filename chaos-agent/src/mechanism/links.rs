@@ -9,8 +9,11 @@ use crate::kernel::netlink::{Link, Netlink};
 /// The most devices of one fault: each has a filter, a detour and a budget of its own.
 const MAX_LINKS: usize = 64;
 
-/// The devices of a target: `name`, else eth0 of a pod with a namespace of its own, else all that
-/// carry routes. Without any route: the only one that is up.
+/// What container runtimes call the device of a pod.
+const OF_POD: &str = "eth0";
+
+/// Indexes and names of the devices of a target: `name`, else eth0 of a pod with a namespace of its own,
+/// else all that carry routes. Without any route: the only one that is up.
 ///
 /// # Errors
 /// [`MechanismError::Target`] that names what is there.
@@ -18,8 +21,12 @@ pub fn of_target(
     netlink: &mut Netlink,
     name: Option<&str>,
     pod: bool,
-) -> Result<Vec<Link>, MechanismError> {
-    if let Some(name) = name.or(pod.then_some("eth0")) {
+) -> Result<Vec<(u32, String)>, MechanismError> {
+    // Nearly always there, and what can be known without waiting for others is.
+    if let (None, true, Ok(index)) = (name, pod, netlink.index(OF_POD)) {
+        return Ok(vec![(index, OF_POD.to_owned())]);
+    }
+    if let Some(name) = name.or(pod.then_some(OF_POD)) {
         let found = link(netlink, name)?;
         if found.loopback {
             return Err(MechanismError::Target(format!(
@@ -27,13 +34,17 @@ pub fn of_target(
                 found.name
             )));
         }
-        return Ok(vec![found]);
+        return Ok(vec![(found.index, found.name)]);
     }
     let there = links(netlink)?;
     let routed = netlink
         .route_devices()
         .map_err(io_error("list the routes of the target"))?;
-    choose(&there, &routed).map_err(MechanismError::Target)
+    let chosen = choose(&there, &routed).map_err(MechanismError::Target)?;
+    Ok(chosen
+        .into_iter()
+        .map(|link| (link.index, link.name))
+        .collect())
 }
 
 /// The device of this name in the target's namespace.
@@ -115,7 +126,6 @@ mod tests {
         Link {
             index,
             name: name.into(),
-            peer: None,
             up: true,
             loopback: name == "lo",
         }
