@@ -1,7 +1,7 @@
 //! `chaos-operator`: parses arguments, sets up the log, runs.
 #![forbid(unsafe_code)]
 
-use chaos_operator::run::{RunArgs, run};
+use chaos_operator::run::{RunArgs, begin_anew, run};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
@@ -43,6 +43,12 @@ async fn main() -> anyhow::Result<()> {
         LogFormat::Json => log.json().finish().with(args.log).init(),
     }
     match args.command {
-        Command::Run(args) => run(args).await,
+        Command::Run(args) => {
+            let ended = run(args).await;
+            ended.map_err(|error| match error.downcast_ref() {
+                Some(lost) => begin_anew(lost),
+                None => error,
+            })
+        }
     }
 }

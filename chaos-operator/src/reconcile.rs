@@ -122,6 +122,9 @@ impl<K: Kind> Experiment<K> {
                 Err(invalid) => self.turn_unreadable(invalid, &mut memory),
             };
             self.context.metrics.looked(K::NAME, began.elapsed());
+            // The agents first: what sends them their sets may have been woken on this very thread, and
+            // would wait until the write below has been made ready.
+            tokio::task::yield_now().await;
             let mut wait = turn.look_again_at.map(until);
             if let Some(write) = turn.write
                 && writing.is_terminated()

@@ -1,7 +1,9 @@
 //! Wires the parts together: waits for the lead, fills the stores, runs until told to stop.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -58,7 +60,7 @@ pub struct RunArgs {
 /// Runs the operator until it is told to stop or loses the lead.
 ///
 /// # Errors
-/// What keeps it from running: no API server, no certificates, the lead is lost.
+/// What keeps it from running: no API server, no certificates; or [`Lost`], see [`begin_anew`].
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     // An error only says that one has been chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -110,6 +112,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     // Agents go on without us; the next operator takes over at once.
     election.release().await;
     result
+}
+
+/// Puts this program, as it was started, in the place of a process that has lost the lead, to follow: nothing
+/// that it has begun goes on, and it need not be started by a kubelet, which waits longer each time, just
+/// when a node is short of CPU. Returns why, if that fails.
+pub fn begin_anew(lost: &Lost) -> anyhow::Error {
+    tracing::warn!(reason = %lost, "no longer leading; beginning anew, to follow");
+    let mut words = std::env::args_os();
+    let mut program = Command::new("/proc/self/exe");
+    if let Some(name) = words.next() {
+        program.arg0(name);
+    }
+    anyhow::Error::new(program.args(words).exec())
+        .context("no longer leading, and failed to begin anew; start again to follow")
 }
 
 /// What the leader does.

@@ -16,7 +16,7 @@ use crate::{
     demo,
     lab::{
         Wanted,
-        chaos::{PATIENCE, all_are, condition, drawn, ours},
+        chaos::{HeldFault, PATIENCE, all_are, condition, drawn, ours},
         clock, nanos,
         samples::{Path, Sign, Span, Stats},
         sleep_until,
@@ -30,6 +30,7 @@ tests![
     pausing_recovers_and_resuming_injects_the_same_pods,
     a_pod_that_is_deleted_in_mid_fault_counts_as_recovered,
     a_legacy_scheduler_repeats_its_rounds,
+    an_operator_that_loses_the_lead_follows_and_leads_again,
     the_demonstration_goes_to_its_end,
 ];
 
@@ -143,6 +144,60 @@ fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> 
     bench.lab.delete(&name)?;
     // Without the pod's kernel to ask, it would be the end of its lease.
     ensure!(started.elapsed() < LEASE / 2, "{:?}", started.elapsed());
+    Ok(())
+}
+
+fn an_operator_that_loses_the_lead_follows_and_leads_again(bench: &Bench<'_>) -> Result<()> {
+    const OPERATOR: &str = "deployment/chaos-operator";
+    let ask = |words: &[&str]| {
+        let mut kubectl = bench.lab.cluster().kubectl();
+        step::output(kubectl.args(["--namespace=faultline"]).args(words))
+    };
+    let restarts = || {
+        let path = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+        let selector = "--selector=app.kubernetes.io/name=chaos-operator";
+        ask(&["get", "pods", selector, "--output", path])
+    };
+    let holder = || {
+        let path = "jsonpath={.spec.holderIdentity}";
+        ask(&["get", "lease", "faultline-operator", "--output", path])
+    };
+    let name = bench.lab.apply(&document("led", "a", "b", PARTITION))?.name;
+    bench.injected(&name)?;
+    let (leader, before) = (holder()?, restarts()?);
+
+    // Somebody takes the lead, and never renews it.
+    let taken = format!(
+        r#"{{"spec": {{"holderIdentity": "nobody", "renewTime": "{}"}}}}"#,
+        jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
+    );
+    let patch = [
+        "patch",
+        "lease",
+        "faultline-operator",
+        "--type=merge",
+        "--patch",
+    ];
+    ask(&[patch.as_slice(), &[taken.as_str()]].concat())?;
+    step::eventually("the operator to lead again", PATIENCE, || {
+        let now = holder()?;
+        ensure!(now == leader, "{now:?} leads, not {leader:?}");
+        Ok(())
+    })?;
+    let told = ask(&["logs", OPERATOR, "--tail=200"])?;
+    ensure!(
+        told.contains("beginning anew"),
+        "it never lost the lead: {told}"
+    );
+    ensure!(restarts()? == before, "its container was started anew");
+
+    // What it had begun before has gone on, and ends when it is told to.
+    let held = bench.lab.held()?;
+    let goes_on = |one: &HeldFault| one.name == name && one.phase == "Injected";
+    ensure!(held.iter().any(goes_on), "{held:?}");
+    bench.lab.delete(&name)?;
+    let held = bench.lab.held()?;
+    ensure!(held.is_empty(), "{held:?}");
     Ok(())
 }
 
