@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Only this part; all without it
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// Of that part, in an emulated machine, only the measurement whose name begins so (a_delay, arming)
+    #[arg(long, requires = "only", value_name = "NAME")]
+    measure: Option<String>,
     /// Pairs of each comparison; fewer than 15 try the benchmark, and say nothing
     #[arg(long, default_value_t = FEWEST_PAIRS)]
     pairs: usize,
@@ -94,7 +97,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
                     None if options.no_build => binaries.insert(vmtest::built(root)),
                     None => binaries.insert(vmtest::build(root)?),
                 };
-                emulated(root, part, binaries, options.pairs)?
+                emulated(root, part, binaries, options)?
             }
         };
         let report = Report::new(
@@ -156,10 +159,12 @@ fn emulated(
     root: &Path,
     part: Part,
     binaries: &Binaries,
-    pairs: usize,
+    options: &Options,
 ) -> Result<(String, Vec<Figure>)> {
+    let measure = options.measure.as_deref().unwrap_or_default();
+    let pairs = options.pairs;
     let options = vmtest::Options {
-        only: Some(format!("bench::{}::", part.name())),
+        only: Some(format!("bench::{}::{measure}", part.name())),
         append: format!("{PAIRS}{pairs}"),
         no_runtimes: true,
         time_limit: Some(TIME_LIMIT),

@@ -2,6 +2,8 @@
 //! own command dumps. All moments are by this machine's clock; two moments of one node compare to
 //! microseconds, for the kernel and the probes on it read clocks of the same machine.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 use chaos_abi::{counters::Counters, network::Rule};
@@ -77,6 +79,38 @@ impl Lab<'_> {
             }
         }
         Ok(done)
+    }
+
+    /// Waits until a node is as calm as it gets, at most a minute: an emulated one has work long after its pods
+    /// have started.
+    ///
+    /// # Errors
+    /// If the node cannot be asked.
+    pub(crate) fn comes_to_rest(&self, node: &str) -> Result<()> {
+        /// Percent; less is nothing.
+        const CALM: f64 = 5.0;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut before = f64::INFINITY;
+        loop {
+            let pressure = self.cpu_pressure(node)?;
+            if pressure < CALM || pressure > before * 0.9 || Instant::now() > deadline {
+                return Ok(());
+            }
+            before = pressure;
+            std::thread::sleep(Duration::from_secs(5));
+        }
+    }
+
+    /// In which part of the last ten seconds some program of a node has waited for a CPU, in percent
+    /// (Documentation/accounting/psi.rst).
+    fn cpu_pressure(&self, node: &str) -> Result<f64> {
+        let file = "/proc/pressure/cpu";
+        let text = step::output(&mut self.cluster().ssh(node, &[format!("cat {file}")])?)?;
+        let share = text.split_whitespace().find_map(|word| {
+            let percent = word.strip_prefix("avg10=")?;
+            percent.parse().ok()
+        });
+        share.with_context(|| format!("{file} of {node} says {text:?}"))
     }
 
     /// What the agent's command prints on a node, started from the agent's own root directory.
