@@ -101,18 +101,10 @@ pub(super) fn cgroup_device(
     device: Option<&str>,
     pod: bool,
 ) -> Result<u32, MechanismError> {
-    let name = match (device, pod) {
-        (Some(name), _) => name,
-        (None, true) => "eth0",
-        (None, false) => return Ok(0),
-    };
-    let Some(netlink) = netlink else {
-        return Ok(0);
-    };
-    match links::link(netlink, name) {
-        Ok(link) => Ok(link.index),
-        Err(_) if device.is_none() => Ok(0),
-        Err(error) => Err(error),
+    match (netlink, device) {
+        (Some(netlink), Some(name)) => links::link(netlink, name).map(|link| link.index),
+        (Some(netlink), None) if pod => Ok(links::of_pod(netlink).unwrap_or(0)),
+        _ => Ok(0),
     }
 }
 

@@ -22,8 +22,10 @@ pub fn of_target(
     name: Option<&str>,
     pod: bool,
 ) -> Result<Vec<(u32, String)>, MechanismError> {
-    // Nearly always there, and what can be known without waiting for others is.
-    if let (None, true, Ok(index)) = (name, pod, netlink.index(OF_POD)) {
+    if name.is_none()
+        && pod
+        && let Some(index) = of_pod(netlink)
+    {
         return Ok(vec![(index, OF_POD.to_owned())]);
     }
     if let Some(name) = name.or(pod.then_some(OF_POD)) {
@@ -45,6 +47,12 @@ pub fn of_target(
         .into_iter()
         .map(|link| (link.index, link.name))
         .collect())
+}
+
+/// Index of the device that a pod with a namespace of its own nearly always has; asked for without waiting
+/// for others.
+pub fn of_pod(netlink: &Netlink) -> Option<u32> {
+    netlink.index(OF_POD).ok()
 }
 
 /// The device of this name in the target's namespace.

@@ -69,7 +69,8 @@ impl Cluster {
         command
     }
 
-    fn in_namespace(&self) -> std::process::Command {
+    /// `kubectl` about operator and agents.
+    pub(crate) fn in_namespace(&self) -> std::process::Command {
         let mut command = self.kubectl();
         command.args(["--namespace", "faultline"]);
         command

@@ -148,11 +148,7 @@ fn a_pod_that_is_deleted_in_mid_fault_counts_as_recovered(bench: &Bench<'_>) -> 
 }
 
 fn an_operator_that_loses_the_lead_follows_and_leads_again(bench: &Bench<'_>) -> Result<()> {
-    const OPERATOR: &str = "deployment/chaos-operator";
-    let ask = |words: &[&str]| {
-        let mut kubectl = bench.lab.cluster().kubectl();
-        step::output(kubectl.args(["--namespace=faultline"]).args(words))
-    };
+    let ask = |words: &[&str]| step::output(bench.lab.cluster().in_namespace().args(words));
     let restarts = || {
         let path = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
         let selector = "--selector=app.kubernetes.io/name=chaos-operator";
@@ -184,7 +180,7 @@ fn an_operator_that_loses_the_lead_follows_and_leads_again(bench: &Bench<'_>) ->
         ensure!(now == leader, "{now:?} leads, not {leader:?}");
         Ok(())
     })?;
-    let told = ask(&["logs", OPERATOR, "--tail=200"])?;
+    let told = ask(&["logs", "deployment/chaos-operator", "--tail=200"])?;
     ensure!(
         told.contains("beginning anew"),
         "it never lost the lead: {told}"

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use chaos_api::v1alpha1::RecordPhase;
+use vm_tests::figures::statistics::median;
 
 use super::{
     Test,
@@ -109,18 +110,13 @@ fn every_one_of_many_pods_of_a_node_is_injected(bench: &Bench<'_>) -> Result<()>
         "deployment/chaos-operator",
         "--timeout=180s",
     ];
-    let mut kubectl = bench.lab.cluster().kubectl();
-    step::output(kubectl.args(["--namespace=faultline"]).args(words))?;
+    step::output(bench.lab.cluster().in_namespace().args(words))?;
     let times: Result<Vec<_>> = (0..ROUNDS).map(|_| inject_crowd(bench)).collect();
-    let (mut first, mut last): (Vec<f64>, Vec<f64>) = times?.into_iter().unzip();
-    for times in [&mut first, &mut last] {
-        times.sort_by(f64::total_cmp);
-    }
-    let middle = ROUNDS / 2;
+    let (first, last): (Vec<f64>, Vec<f64>) = times?.into_iter().unzip();
     note!(
         "{MANY} pods: the first armed {:.0} ms after `kubectl apply` returned, the last {:.0} ms ({last:.0?})",
-        first[middle],
-        last[middle]
+        median(&first),
+        median(&last)
     );
     Ok(())
 }

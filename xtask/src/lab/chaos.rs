@@ -286,11 +286,10 @@ impl Lab<'_> {
         let words = [
             "get",
             "pods",
-            "--namespace=faultline",
             "--selector=app.kubernetes.io/name=chaos-agent",
             "--output=name",
         ];
-        let pods = step::output(self.cluster().kubectl().args(words))?;
+        let pods = step::output(self.cluster().in_namespace().args(words))?;
         Ok(pods.lines().map(str::to_owned).collect())
     }
 
