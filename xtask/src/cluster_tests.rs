@@ -26,7 +26,7 @@ use crate::{
     out::note,
     setup::{kernels, rootfs},
     step,
-    test::{Context, failed, result},
+    test::{Context, failed, matrix::NO_TIME, result},
     vmtest::TestResult,
 };
 
@@ -90,7 +90,7 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
         let (cluster, is_ours) = cluster(context.root, &options)?;
         options = cluster.options().clone();
         clusters += 1;
-        let ran = run_all(context.root, &cluster, &chosen, &mut results);
+        let ran = run_all(context, &cluster, &chosen, &mut results);
         let again = clusters <= NEW_CLUSTERS && cluster.has_node_that_qemu_broke();
         if is_ours || again {
             cluster::down(context.root)?;
@@ -134,16 +134,21 @@ fn cluster(root: &Path, options: &cluster::Options) -> Result<(Cluster, bool)> {
 /// # Errors
 /// If the cluster does not live until the end.
 fn run_all(
-    root: &Path,
+    context: &Context<'_>,
     cluster: &Cluster,
     chosen: &[&Test],
     results: &mut Vec<TestResult>,
 ) -> Result<()> {
     let lab = Lab::start(cluster, bench::NAMESPACE, bench::pods(cluster), true)?;
-    let bench = Bench::new(&lab, root);
+    let bench = Bench::new(&lab, context.root);
     step::step("devices of the pods", |_| bench.prepare_devices())?;
     for test in chosen.iter().skip(results.len()) {
         let started = Instant::now();
+        if context.time.is_some_and(|time| started > time.cluster) {
+            let why = Outcome::Skipped(NO_TIME.to_owned());
+            results.push(result(&full_name(test), why, started));
+            continue;
+        }
         if cluster.nodes().len() < test.nodes {
             let why = format!(
                 "the cluster has too few nodes; two emulated ones are more than two cores run in time. To run it: \

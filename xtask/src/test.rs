@@ -13,7 +13,7 @@ use std::{
     path::Path,
     process::{Command, ExitCode},
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -39,6 +39,10 @@ pub(crate) struct Options {
     /// Take what the VM tests say as the new tests/vm/matrix.json, and write README.md's table
     #[arg(long)]
     bless: bool,
+    /// Begin no test in a machine when half of so many minutes are over, and none in a cluster when all
+    /// are; what is left out counts as skipped. For a slow machine and a limit that is not ours
+    #[arg(long, value_name = "MINUTES")]
+    within: Option<u32>,
 }
 
 impl Options {
@@ -55,6 +59,27 @@ pub(crate) struct Context<'a> {
     pub(crate) only: &'a str,
     /// See [`Options::bless`].
     pub(crate) bless: bool,
+    /// See [`Options::within`].
+    pub(crate) time: Option<Time>,
+}
+
+/// Until when tests may begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Time {
+    /// In a machine that is made for them.
+    pub(crate) machines: Instant,
+    /// In a cluster.
+    pub(crate) cluster: Instant,
+}
+
+impl Time {
+    fn within(minutes: u32) -> Time {
+        let (now, all) = (Instant::now(), Duration::from_mins(minutes.into()));
+        Time {
+            machines: now + all / 2,
+            cluster: now + all,
+        }
+    }
 }
 
 /// A part of the run.
@@ -141,6 +166,7 @@ struct Run<'a> {
     options: &'a Options,
     /// What was asked for is a stage, not a part of a test's name.
     is_stage: bool,
+    time: Option<Time>,
     done: Mutex<Vec<Done>>,
 }
 
@@ -187,6 +213,7 @@ impl Run<'_> {
             root: self.root,
             only: if self.is_stage { "" } else { self.only() },
             bless: self.options.bless,
+            time: self.time,
         };
         let results =
             (stage.run)(&context).unwrap_or_else(|error| vec![failed(stage.name, &error, started)]);
@@ -280,6 +307,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         is_stage: STAGES
             .iter()
             .any(|stage| Some(stage.name) == options.only.as_deref()),
+        time: options.within.map(Time::within),
         done: Mutex::default(),
     };
     if run.only().is_empty() {

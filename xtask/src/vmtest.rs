@@ -5,13 +5,12 @@
 
 mod image;
 mod outcome;
+mod share;
 
 use std::{
-    collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,6 +30,7 @@ use crate::{
 pub(crate) use image::{Binaries, build, built};
 use outcome::HANGS;
 pub(crate) use outcome::{KernelRun, TestResult};
+pub(crate) use share::Share;
 
 /// A machine that still runs after this time hangs: the runner inside has limits of its own.
 const TIME_LIMIT: Duration = Duration::from_secs(2400);
@@ -60,9 +60,9 @@ pub(crate) struct Options {
     /// Tests that try a sample of what they could try everything, for up to an hour each
     #[arg(long)]
     pub(crate) thorough: bool,
-    /// The tests are shared with another machine
+    /// Not all of the tests are for this machine
     #[arg(skip)]
-    pub(crate) half: Option<Half>,
+    pub(crate) share: Option<Share>,
     /// Appended to the kernel's command line, for those inside to read
     #[arg(skip)]
     pub(crate) append: String,
@@ -75,33 +75,9 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    fn is_backwards(&self) -> bool {
-        self.half.as_ref().is_some_and(|half| half.backwards)
-    }
-}
-
-/// One of two machines that share the tests of a kernel: one goes from the first test on, the other
-/// from the last one back, and where they meet both are done.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Half {
-    backwards: bool,
-    /// Each test that has begun, and whether in the one that goes backwards.
-    begun: Arc<Mutex<HashMap<String, bool>>>,
-}
-
-impl Half {
-    /// The other one.
-    pub(crate) fn other(&self) -> Half {
-        Half {
-            backwards: !self.backwards,
-            begun: Arc::clone(&self.begun),
-        }
-    }
-
-    /// Takes a test for this machine; false if the other one has it.
-    fn take(&self, test: &str) -> bool {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        *begun.entry(test.to_owned()).or_insert(self.backwards) == self.backwards
+    /// Whether it goes from the last test to the first.
+    pub(crate) fn is_backwards(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.backwards)
     }
 }
 
@@ -198,8 +174,8 @@ pub(crate) fn boot(
         // Each boot begins its report anew.
         let mut told: Vec<String> = Vec::new();
         loop {
-            let half = options.half.as_ref();
-            match watch(step, series, half, &machine, &events, directory.clone()) {
+            let share = options.share.as_ref();
+            match watch(step, series, share, &machine, &events, directory.clone()) {
                 // A wrong result of a run is never an error here: no test has begun.
                 Err(error) if boots < BOOTS => {
                     boots += 1;
@@ -287,12 +263,12 @@ fn is_locked_up(console: &Path) -> bool {
     String::from_utf8_lossy(&console).contains("BUG: soft lockup")
 }
 
-/// Runs the machine to its end and shows which test it is at. The end of a half is the first test that
-/// the other one has begun.
+/// Runs the machine to its end and shows which test it is at. The end of a share is the first test that
+/// is not in it.
 fn watch(
     step: &Step,
     series: Series,
-    half: Option<&Half>,
+    share: Option<&Share>,
     machine: &Machine,
     events: &PathBuf,
     directory: PathBuf,
@@ -303,7 +279,7 @@ fn watch(
     let mut spoke = Instant::now();
     let ended = loop {
         let running = vm.is_running();
-        let seen = parse(&read(events)?, half);
+        let seen = parse(&read(events)?, share);
         for event in seen.iter().skip(shown) {
             show(step, series, event);
         }
@@ -312,8 +288,8 @@ fn watch(
         }
         shown = seen.len();
         match running {
-            // It is at a test of the other half by now, or about to power off.
-            Ok(true) if half.is_some() && matches!(seen.last(), Some(Event::Ended { .. })) => {
+            // It is at a test that is not in its share by now, or about to power off.
+            Ok(true) if share.is_some() && matches!(seen.last(), Some(Event::Ended { .. })) => {
                 vm.kill();
                 break None;
             }
@@ -340,7 +316,7 @@ fn watch(
     let seconds = started.elapsed().as_secs_f64();
     let mut run = outcome::conclude(
         series.name(),
-        &parse(&report, half),
+        &parse(&report, share),
         ended.as_deref(),
         &console,
         seconds,
@@ -370,12 +346,12 @@ fn read(report: &PathBuf) -> Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The events of a report, of a half only those before the first test that the other one has. Its last
+/// The events of a report, of a share only those before the first test that is not in it. Its last
 /// line may be half written; it does not parse then, and comes again.
-fn parse(report: &str, half: Option<&Half>) -> Vec<Event> {
+fn parse(report: &str, share: Option<&Share>) -> Vec<Event> {
     let events = report.lines().filter_map(Event::parse);
-    match half {
-        Some(half) => outcome::until_taken(events, |test| half.take(test)),
+    match share {
+        Some(share) => outcome::until_taken(events, |test| share.take(test)),
         None => events.collect(),
     }
 }
@@ -385,15 +361,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_test_is_run_by_the_half_that_began_it() {
-        let one = Half::default();
-        let other = one.other();
-        assert!(one.take("a") && other.take("z"));
-        // Also when its machine is booted again.
-        assert!(one.take("a") && !other.take("a"));
-        assert!(!one.take("z"));
+    fn a_machine_that_is_booted_again_goes_on_where_it_was() {
         let options = Options {
-            half: Some(other),
+            share: Some(Share::default().other()),
             ..Options::default()
         };
         assert_eq!(arguments(&options, Some("z")), " -- --backwards --from z");

@@ -35,8 +35,13 @@ impl Test {
 
     /// Whether it is run when all tests are run on all kernels, by the one of this number among so many.
     pub fn is_on(&self, kernel: usize, kernels: usize) -> bool {
+        !self.once || self.is_at_home(kernel, kernels)
+    }
+
+    /// Whether this is the kernel that it is run on if it is run on one.
+    pub fn is_at_home(&self, kernel: usize, kernels: usize) -> bool {
         let number: usize = self.full_name().bytes().map(usize::from).sum();
-        !self.once || number % kernels == kernel
+        number % kernels == kernel
     }
 
     /// Those whose name contains `only`, by name. Those that must fail, the demonstration and
@@ -70,6 +75,19 @@ pub(crate) const IS_THOROUGH: &str = "FAULTLINE_TEST_THOROUGH";
 /// Whether a test that tries a sample of what it could is to try everything.
 pub(crate) fn is_thorough() -> bool {
     std::env::var_os(IS_THOROUGH).is_some()
+}
+
+/// Set by the runner where a test repeats what it does as often as it says.
+pub(crate) const IN_FULL: &str = "FAULTLINE_TEST_IN_FULL";
+
+/// How often a test repeats what it does: so often on one of the kernels, or if it is asked for by name, and a tenth
+/// of that on the others, which do it all the same way.
+pub(crate) fn times(in_full: usize) -> usize {
+    if std::env::var_os(IN_FULL).is_some() {
+        in_full
+    } else {
+        in_full / 10
+    }
 }
 
 /// One thing that a child process of a test can be. Made by [`vm_role!`](crate::vm_role).

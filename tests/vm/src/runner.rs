@@ -122,7 +122,8 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
         Ok(())
     };
     let release = machine::release()?;
-    let tests = choice.tests(machine::kernel()?);
+    let kernel = machine::kernel()?;
+    let tests = choice.tests(kernel);
     print(&format!(
         "Linux {release}: {} tests, {} after boot",
         tests.len(),
@@ -150,8 +151,15 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
             limit_seconds: limit.as_secs_f64(),
         })?;
         let start = Instant::now();
-        let outcome = run_apart(&name, limit, choice.thorough)
-            .unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
+        let mut how = Vec::new();
+        if choice.thorough {
+            how.push(registry::IS_THOROUGH);
+        }
+        if !choice.only.is_empty() || test.is_at_home(kernel, machine::KERNELS) {
+            how.push(registry::IN_FULL);
+        }
+        let outcome =
+            run_apart(&name, limit, &how).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
         let outcome = judge(outcome, &mut log, cgroup::sweep());
         let seconds = start.elapsed().as_secs_f64();
         let text = match &outcome {
@@ -187,16 +195,15 @@ fn judge(outcome: Outcome, log: &mut KernelLog, swept: Result<()>) -> Outcome {
     }
 }
 
-/// Runs a test as a process of its own, with its limit; what it prints goes to the console.
-fn run_apart(name: &str, limit: Duration, thorough: bool) -> Result<Outcome> {
+/// Runs a test as a process of its own, with its limit and these variables set; what it prints goes to the console.
+fn run_apart(name: &str, limit: Duration, how: &[&str]) -> Result<Outcome> {
     let _ = fs::remove_file(OUTCOME);
     let (reader, writer) = std::io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(["test", name]).env("RUST_BACKTRACE", "1");
-    if thorough {
-        command.env(registry::IS_THOROUGH, "1");
-    }
     command
+        .args(["test", name])
+        .env("RUST_BACKTRACE", "1")
+        .envs(how.iter().map(|word| (word, "1")))
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer);

@@ -32,6 +32,8 @@ pub(super) const TEST: &str = "vm::results_are_those_of_the_matrix";
 const PASSED: &str = "passed";
 const SKIPPED: &str = "skipped: ";
 const FAILED: &str = "failed";
+/// Not compared, as a failure is not: it says something about the machine that the tests ran on.
+pub(crate) const NO_TIME: &str = "no time was left (--within)";
 
 /// The rules about it that need no test run.
 pub(crate) const RULES: &[Rule] = &[Rule {
@@ -74,9 +76,10 @@ pub(super) fn compare_or_write(
     let now = of(results);
     let file = root.join(FILE);
     if bless {
+        let is_complete = |r: &TestResult| r.is_good() && r.outcome != no_time();
         ensure!(
-            results.iter().all(TestResult::is_good),
-            "--bless: tests have failed; the matrix stays as it is"
+            results.iter().all(is_complete),
+            "--bless: tests have failed or were left out; the matrix stays as it is"
         );
         fs::write(&file, serde_json::to_string_pretty(&now)? + "\n")
             .with_context(|| format!("failed to write {}", file.display()))?;
@@ -99,6 +102,35 @@ pub(super) fn compare_or_write(
         ))
     };
     Ok(result(TEST, outcome, started))
+}
+
+fn no_time() -> Outcome {
+    Outcome::Skipped(NO_TIME.to_owned())
+}
+
+/// Tests of the matrix that have no result: there was no time for them.
+///
+/// # Errors
+/// If the matrix cannot be read.
+pub(super) fn without_time(root: &Path, results: &[TestResult]) -> Result<Vec<TestResult>> {
+    let file = root.join(FILE);
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
+    let (all, now) = (parse(&text)?, of(results));
+    let mut missing = Vec::new();
+    for (test, kernels) in all {
+        for kernel in kernels.into_keys() {
+            if now.get(&test).is_none_or(|ran| !ran.contains_key(&kernel)) {
+                missing.push(TestResult {
+                    test: test.clone(),
+                    kernel: Some(kernel),
+                    outcome: no_time(),
+                    seconds: 0.0,
+                });
+            }
+        }
+    }
+    Ok(missing)
 }
 
 fn parse(text: &str) -> Result<Matrix> {
@@ -124,7 +156,7 @@ fn of(results: &[TestResult]) -> Matrix {
     matrix
 }
 
-/// What differs. A failed test has failed as such; it is no change of the matrix.
+/// What differs. A failed test has failed as such; it is no change of the matrix, nor is one without time.
 fn changes(before: &Matrix, now: &Matrix) -> Vec<String> {
     let mut changes = Vec::new();
     let mut names: Vec<_> = before.keys().chain(now.keys()).collect();
@@ -134,7 +166,9 @@ fn changes(before: &Matrix, now: &Matrix) -> Vec<String> {
         for series in Series::ALL {
             let of = |matrix: &Matrix| matrix.get(name)?.get(series.name()).cloned();
             let (before, now) = (of(before), of(now));
-            if before != now && now.as_deref() != Some(FAILED) {
+            let says_nothing =
+                |now: &str| now == FAILED || now.strip_prefix(SKIPPED) == Some(NO_TIME);
+            if before != now && !now.as_deref().is_some_and(says_nothing) {
                 let show = |outcome: Option<String>| outcome.unwrap_or_else(|| "not there".into());
                 let kernel = series.name();
                 changes.push(format!(
@@ -286,11 +320,13 @@ mod tests {
             ("a", "6.1", "passed"),
             ("b", "6.1", "passed"),
             ("d", "6.1", "passed"),
+            ("e", "6.1", "passed"),
         ]);
         let now = matrix(&[
             ("a", "6.1", "skipped: x"),
             ("c", "6.1", "passed"),
             ("d", "6.1", "failed"),
+            ("e", "6.1", &format!("{SKIPPED}{NO_TIME}")),
         ]);
         assert_eq!(
             changes(&before, &now),

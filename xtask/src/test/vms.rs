@@ -12,7 +12,7 @@ use super::{Context, failed, matrix, result};
 use crate::{
     out::note,
     setup::kernels::Series,
-    vmtest::{self, Binaries, Half, KernelRun, Options, TestResult},
+    vmtest::{self, Binaries, KernelRun, Options, Share, TestResult},
 };
 
 /// Tests that must fail, and a part of how.
@@ -50,7 +50,7 @@ pub(super) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
     if context.only.is_empty() {
         results.push(sabotage(context, &binaries)?);
     }
-    results.extend(on_all_kernels(context, &binaries, &options));
+    results.extend(on_all_kernels(context, &binaries, &options)?);
     // A part of the tests says nothing about the table.
     if context.only.is_empty() {
         let started = Instant::now();
@@ -62,8 +62,18 @@ pub(super) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
 
 /// What the machines run, in this order: a kernel that is left over when each machine has had as many as the others
 /// is shared by two, so that none idles.
-fn jobs(options: &Options) -> Vec<(Series, Options)> {
-    let whole = |series| (series, options.clone());
+fn jobs(options: &Options, until: Option<Instant>) -> Vec<(Series, Options)> {
+    let with = |series, share| {
+        let share = Some(share);
+        (
+            series,
+            Options {
+                share,
+                ..options.clone()
+            },
+        )
+    };
+    let whole = |series| with(series, Share::until(until));
     // A few tests are not worth another boot.
     if options.only.is_some() {
         return Series::ALL.map(whole).into();
@@ -71,17 +81,8 @@ fn jobs(options: &Options) -> Vec<(Series, Options)> {
     let even = Series::ALL.len() / MACHINES * MACHINES;
     let (each, left) = Series::ALL.split_at(even);
     let halves = left.iter().flat_map(|&series| {
-        let half = Half::default();
-        [half.other(), half].map(|half| {
-            let half = Some(half);
-            (
-                series,
-                Options {
-                    half,
-                    ..options.clone()
-                },
-            )
-        })
+        let share = Share::until(until);
+        [share.other(), share].map(|share| with(series, share))
     });
     each.iter().copied().map(whole).chain(halves).collect()
 }
@@ -91,8 +92,9 @@ fn on_all_kernels(
     context: &Context<'_>,
     binaries: &Binaries,
     options: &Options,
-) -> Vec<TestResult> {
-    let (jobs, next) = (jobs(options), AtomicUsize::new(0));
+) -> Result<Vec<TestResult>> {
+    let until = context.time.map(|time| time.machines);
+    let (jobs, next) = (jobs(options, until), AtomicUsize::new(0));
     let mut runs = std::thread::scope(|scope| {
         let worker = || {
             let mut runs = Vec::new();
@@ -119,13 +121,16 @@ fn on_all_kernels(
             _ => result,
         })
         .collect();
+    if context.only.is_empty() && until.is_some_and(|until| Instant::now() > until) {
+        results.extend(matrix::without_time(context.root, &results)?);
+    }
     for series in Series::ALL {
         let name = Some(series.name());
         if context.only.is_empty() && !results.iter().any(|r| r.kernel.as_deref() == name) {
             results.push(vmtest::boot_failed(series, &anyhow!("it has no results")));
         }
     }
-    results
+    Ok(results)
 }
 
 /// Runs one test again, with the host to itself; its good result, if it is one. The first failure
@@ -209,17 +214,22 @@ mod tests {
 
     #[test]
     fn every_kernel_runs_every_test_once() {
-        for only in [None, Some("loss".to_owned())] {
+        let machines = |only: Option<&str>| {
             let options = Options {
-                only,
+                only: only.map(str::to_owned),
                 ..Options::default()
             };
-            let jobs = jobs(&options);
-            for series in Series::ALL {
+            let jobs = jobs(&options, None);
+            Series::ALL.map(|series| {
                 let mine = jobs.iter().filter(|(job, _)| *job == series);
-                let halves: Vec<_> = mine.map(|(_, options)| options.half.is_some()).collect();
-                assert!(halves == [false] || halves == [true, true], "{series:?}");
-            }
-        }
+                mine.map(|(_, options)| options.is_backwards())
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(
+            machines(None),
+            [vec![false], vec![false], vec![true, false]]
+        );
+        assert_eq!(machines(Some("loss")), [[false]; 3]);
     }
 }

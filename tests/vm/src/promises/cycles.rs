@@ -15,11 +15,11 @@ use chaos_agent::kernel::netlink::{Hook, Netlink};
 use chaos_planner::fault::{Chance, Delay, NetworkEffect, Peer};
 
 use crate::cgroup::Cgroup;
-use crate::machine::{BPFFS, release};
+use crate::machine::BPFFS;
 use crate::netns::{Namespace, Pair};
 use crate::node::{Host, egress, fault, pinned, resident};
 use crate::process::Place;
-use crate::registry::note;
+use crate::registry::{note, times};
 use crate::udp::{Echo, Prober, Probing};
 use crate::vm_test;
 use crate::wait::eventually;
@@ -136,12 +136,7 @@ fn effects() -> Result<[NetworkEffect; 4]> {
 
 vm_test!(a_thousand_faults_leave_the_node_as_it_was, limit = 900);
 fn a_thousand_faults_leave_the_node_as_it_was() -> Result<()> {
-    // Each takes a good part of a second on an emulated machine.
-    let cycles = if release()?.starts_with("6.12.") {
-        1_000
-    } else {
-        100
-    };
+    let cycles = times(1_000);
     let pair = Pair::new()?;
     let target = Cgroup::new()?;
     let _echo = Echo::start(Place::host().in_namespace(&pair.b))?;

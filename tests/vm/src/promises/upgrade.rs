@@ -23,7 +23,7 @@ use crate::node::{
     waited,
 };
 use crate::process::Place;
-use crate::registry::{is_thorough, note};
+use crate::registry::{is_thorough, note, times};
 use crate::traced::{kill_before, steps};
 use crate::udp::{Echo, Prober, Probes, Probing};
 use crate::wait::eventually;
@@ -237,7 +237,8 @@ fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
     // A thousand packets a second.
     let probers = stage.probe(500)?;
     let start = Instant::now();
-    for upgrade in 1..=20 {
+    let upgrades = times(20);
+    for upgrade in 1..=upgrades {
         // As after SIGKILL: nothing is undone.
         drop(node);
         node = Node::open(Options::default())?;
@@ -246,7 +247,7 @@ fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
         node.reconcile();
         note(format!("upgrade {upgrade} after {:?}", start.elapsed()));
     }
-    note(format!("20 upgrades took {:?}", start.elapsed()));
+    note(format!("{upgrades} upgrades took {:?}", start.elapsed()));
     stage.judge(&mut node, probers)?;
     drop(node);
     one_generation_is_left(others)?;
