@@ -13,7 +13,7 @@ use super::{
 use crate::{
     lab::{
         Wanted,
-        chaos::{all_are, condition},
+        chaos::{PATIENCE, all_are, condition},
         clock, nanos,
         samples::Sign,
     },
@@ -39,6 +39,9 @@ const MANY: usize = 24;
 
 /// How often all of them are injected.
 const ROUNDS: usize = 3;
+
+/// For how long nobody asks how far it is.
+const UNASKED: Duration = Duration::from_secs(3);
 
 /// How many of them start together.
 const AT_A_TIME: usize = 3;
@@ -130,7 +133,12 @@ fn inject_crowd(bench: &Bench<'_>) -> Result<(f64, f64)> {
          action: delay\n  delay: {{latency: 100ms}}\n"
     );
     let applied = bench.lab.apply(&document)?;
-    let status = bench.injected(&applied.name)?;
+    // Whoever asks takes a CPU that the emulated node would have.
+    std::thread::sleep(UNASKED);
+    let is_done = |status: &_| condition(status, "AllInjected") == Some(true);
+    let status = bench
+        .lab
+        .wait_for(&applied.name, "AllInjected", PATIENCE * 3, is_done)?;
     let held = bench.lab.held()?;
     let asked = clock::now();
     let ours: Vec<_> = held.iter().filter(|one| one.name == "crowd").collect();

@@ -213,14 +213,14 @@ impl Lab<'_> {
     /// `kubectl delete`; how long it took until it was gone.
     ///
     /// # Errors
-    /// If it is not gone within 30 s.
+    /// If it is not gone within two minutes.
     pub(crate) fn delete(&self, name: &str) -> Result<Duration> {
         let started = Instant::now();
         let words = [
             "delete",
             "networkchaos",
             name,
-            "--timeout=30s",
+            "--timeout=120s",
             "--ignore-not-found",
         ];
         step::output(&mut self.kubectl(words))?;
