@@ -237,12 +237,14 @@ fn a_delay_is_as_long_as_asked() -> Result<()> {
     // The latest one in a hundred has to be known: of 400 datagrams it would be the fourth from the end.
     let size = chunk_size(pairs, 1_600);
     let mut ways = Ways::new()?;
-    for ms in [1, 10, 100] {
+    // So many a second that a delay ends in the middle between two sends (see `lanes::due`): else it would be
+    // measured how long an emulated machine takes for the packet that is being sent then. More of them would
+    // measure that, too.
+    for (ms, per_second) in [(1, 300), (10, 350), (100, 305)] {
         ways.fault(delayed(ms, 0), Netem::delay(ms))?;
         let load = Load {
             count: size * pairs as u64,
-            // More would measure how long an emulated machine takes for a packet.
-            per_second: 300,
+            per_second,
             size: 64,
         };
         let came = ways.send(&ways.all(), load)?;
