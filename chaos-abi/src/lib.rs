@@ -19,7 +19,7 @@ pub mod verdict;
 pub mod wait;
 
 /// Version of every layout in this crate; part of the pin path.
-pub const ABI: u32 = 8;
+pub const ABI: u32 = 9;
 
 /// Length of `RULES`: the most rules that one mechanism family holds on a node.
 pub const MAX_RULES: u32 = 16_384;

@@ -48,7 +48,8 @@ pub struct Target {
     pub device: u32,
     /// tc: ifindex of the end of the detour that packets are sent into; 0 without one.
     pub detour_in: u32,
-    /// tc: ifindex of the end of the detour that they come out of; 0 without one.
+    /// tc: ifindex of the end of the detour that they come out of; 0 without one, and where it has one end and
+    /// packets come out by [`DETOUR_VLAN`].
     pub detour_out: u32,
     /// tc: the most that may wait in the detour, in [`waiting_units`].
     pub budget: u32,
@@ -57,6 +58,10 @@ pub struct Target {
     /// Always 0.
     pub reserved: u32,
 }
+
+/// The tag of what comes out of a detour that is a VLAN device on the target's device, which takes it off: a protocol
+/// that hosts hardly use (IEEE 802.1ad), and a number.
+pub const DETOUR_VLAN: (u16, u16) = (0x88a8, 4001);
 
 /// Bits of [`Target::flags`].
 pub mod target_flag {

@@ -5,6 +5,7 @@
 mod canary;
 pub mod cgroup_drop;
 pub mod clock_shift;
+mod detour;
 pub mod links;
 pub mod tc;
 pub mod tc_egress;

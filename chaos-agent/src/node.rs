@@ -165,12 +165,12 @@ impl Node {
         }
         self.arm(arm, now);
         if changes {
-            let armed: Vec<_> = self.entries.values().filter_map(Entry::armed).collect();
-            if let Err(error) = self.executor.settle(&armed) {
-                tracing::warn!(%error, "failed to tell the programs what is armed");
-            }
+            self.settle();
         }
         let drained = self.executor.drain();
+        if drained.detached {
+            self.settle();
+        }
         let armed = self.entries.values().filter_map(Entry::armed);
         let rest_ns = self.executor.rest(armed, now);
         self.verify_recovered(now);
@@ -179,6 +179,14 @@ impl Node {
         }
         let look_ns = drained.look_ns.into_iter().chain(rest_ns).min();
         self.next(clock::now_ns(), look_ns, halted)
+    }
+
+    /// Tells the programs what is armed.
+    fn settle(&mut self) {
+        let armed: Vec<_> = self.entries.values().filter_map(Entry::armed).collect();
+        if let Err(error) = self.executor.settle(&armed) {
+            tracing::warn!(%error, "failed to tell the programs what is armed");
+        }
     }
 
     /// While nobody waits: does a part of what the next faults would wait for. Whether there was anything

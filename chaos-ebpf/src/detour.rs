@@ -4,12 +4,13 @@
 //! A lost packet is taken away, and the sender is not told. One that waits, a copy, and one that
 //! is corrupted take a detour: a clone, which no longer counts against its socket (else TCP small
 //! queues would throttle the sender), is sent into our own device `fla`, whose fq holds it until its
-//! time; it comes out of `flb` and goes on where it was, past the real device's own queueing. The
+//! time. Where `fla` is one end of a pair it comes out of `flb` and goes on where it was; where `fla` is a VLAN device on
+//! the real one it is there again, with our tag. Either way it is past the real device's own queueing. The
 //! pictures are in the programs.
 //!
 //! What the packet has to tell the later programs is in `skb->cb`: redirecting clears `tstamp`, and
-//! the mark belongs to others. fq keeps its own data in the first four words (`fq_skb_cb`,
-//! net/sched/sch_fq.c), so only the last one is still there behind it; segments inherit it.
+//! the mark belongs to others. fq keeps its own data in the first three words (`fq_skb_cb`,
+//! net/sched/sch_fq.c), so only the last two are still there behind it; segments inherit them.
 //!
 //! Not here: what the effects are (`effects.rs`), and where a packet goes on, which the programs
 //! know. As in `effects.rs`, functions with a name that is exported land in every object.
@@ -33,6 +34,7 @@ use crate::hook::{NEXT, take_away};
 use crate::network::{Direction, ancestor, applicable};
 use crate::peers::{ETH_P_IP, ETH_P_IPV6, ethertype, load};
 use crate::receiver::{NO_ADDRESS, ancestor_id, receiver};
+use crate::tag;
 use crate::{
     Draw, Outcome, compare_exchange, count, count_failed, count_over_budget, done, fetch_add,
     now_ns,
@@ -114,6 +116,20 @@ pub fn arrived<'a>(ctx: &TcContext, slot: u32) -> Option<&'a Target> {
         flip(ctx, spot);
     }
     target(slot)
+}
+
+/// The packet has waited and goes on where it is, as it came.
+#[inline(always)]
+pub fn let_go(ctx: &TcContext, slot: u32) -> i32 {
+    let skb: *mut __sk_buff = ctx.skb.skb;
+    if !tag::take_off(skb) {
+        return TC_ACT_SHOT;
+    }
+    arrived(ctx, slot);
+    // A time in the past would be taken for when it was received.
+    // SAFETY: `skb` is the context that the kernel gave to this program; tc programs may write tstamp.
+    unsafe { (*skb).tstamp = 0 };
+    NEXT
 }
 
 /// Flips a bit behind the IP header, whose checksum covers no more than itself. The checksum of
@@ -376,6 +392,7 @@ impl Way {
         cb[0] = self.release_at as u32;
         cb[1] = (self.release_at >> 32) as u32;
         cb[2] = CB_OURS;
+        cb[3] = tag::CB_TAG;
         cb[4] = self.units << 16 | u32::from(spot);
         // SAFETY: the helper clones the packet; no packet pointer is held across it.
         if unsafe { bpf_clone_redirect(skb, self.detour_in, 0) } != 0 {

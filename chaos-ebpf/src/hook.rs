@@ -7,9 +7,11 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::sk_buff::SkBuff;
 
 use crate::generation::{Kept, go_on};
 use crate::kernel::constant;
+use crate::tag::came_back;
 use crate::{armed, halted};
 
 /// Slot of the device of a dispatcher that is not in a filter: one of tcx, or of BPF_PROG_TEST_RUN. 0
@@ -25,7 +27,8 @@ pub const NEXT: i32 = TC_ACT_UNSPEC;
 pub fn dispatch(ctx: &TcContext, bodies: &ProgramArray) -> i32 {
     if armed() {
         let ctx = Kept::new(ctx);
-        if !halted() {
+        // What has our tag has waited already, and must lose it.
+        if !halted() || came_back(&SkBuff::new(ctx.as_ptr().cast())) {
             go_on_with_slot(&ctx, bodies);
         }
     }

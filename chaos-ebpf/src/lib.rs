@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod network;
 pub mod peers;
 pub mod receiver;
+pub mod tag;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;

@@ -85,7 +85,9 @@ impl Executor {
                         .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
                     let mut places = Vec::new();
                     for (index, name) in links::of_target(netlink, device, pod)? {
-                        let slot = self.devices.slot(found.netns_inode, index, name, way)?;
+                        let own = links::is_of_pod(&name) && found.netns_inode != self.root_netns;
+                        let inode = found.netns_inode;
+                        let slot = self.devices.slot(inode, index, name, way, own)?;
                         places.push((u64::from(slot), 0));
                     }
                     places

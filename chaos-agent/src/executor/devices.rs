@@ -114,13 +114,14 @@ impl Devices {
         self.all.iter().map(|a| a.device.clone()).collect()
     }
 
-    /// Slot of a way of this device; a new record if it is the first time.
+    /// Slot of a way of this device; a new record if it is the first time. Whether it is a pod's own counts then.
     pub(super) fn slot(
         &mut self,
         netns_inode: u64,
         ifindex: u32,
         name: String,
         way: Way,
+        own: bool,
     ) -> Result<u16, ArmError> {
         let same = |a: &&Attached| {
             let Device {
@@ -140,6 +141,7 @@ impl Devices {
                 ifindex,
                 name,
                 way,
+                own,
                 slot,
                 clsact_is_ours: false,
                 detour: None,
@@ -243,6 +245,12 @@ impl Devices {
         let is = |a: &Attached, way, slot| (a.device.way, a.device.slot) == (way, slot);
         let known = |way, slot| self.all.iter().any(|a| is(a, way, slot));
         self.tcx.sweep(known)
+    }
+
+    /// Whether packets may still come out of a detour with a tag that our programs have to take off.
+    pub(super) fn takes_tags_off(&self) -> bool {
+        let by_vlan = |a: &Attached| matches!(a.device.detour, Some((_, 0)));
+        self.all.iter().any(by_vlan)
     }
 
     /// Whether packets may still be on the way through the detour of this device.

@@ -44,7 +44,8 @@ impl Load {
 
 impl Executor {
     pub(super) fn tell_armed(&mut self, load: &Load) -> Result<(), MapError> {
-        self.maps.set_armed(load.rules != 0)?;
+        let armed = load.rules != 0 || self.devices.takes_tags_off();
+        self.maps.set_armed(armed)?;
         self.maps.set_control(control::CLOCKS, load.clock_rules)
     }
 

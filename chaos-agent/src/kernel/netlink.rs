@@ -15,8 +15,8 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVlan,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, VlanFlags,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -166,6 +166,36 @@ impl Netlink {
         Ok([self.index(name)?, self.index(peer)?])
     }
 
+    /// Makes a VLAN device on the one with this index: it is down, stays up when that one goes down, and has no IPv6, for
+    /// its frames may not be larger than that needs. Packets that are redirected to it may. Returns its index.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, also if that tag is taken there; `EOPNOTSUPP` where the kernel has no such devices or that one
+    /// cannot carry them; or what else the kernel answers.
+    pub fn add_vlan(&mut self, name: &str, on: u32, tag: (u16, u16)) -> io::Result<u32> {
+        /// ETH_MIN_MTU
+        const MTU: u32 = 68;
+        let (protocol, id) = tag;
+        let mut message = LinkMessage::default();
+        message.attributes.extend([
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Link(on),
+            LinkAttribute::Mtu(MTU),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(vec![
+                    InfoVlan::Id(id),
+                    InfoVlan::Protocol(protocol.into()),
+                    InfoVlan::Flags((VlanFlags::LooseBinding, VlanFlags::LooseBinding)),
+                ])),
+            ]),
+        ]);
+        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
+        self.request(Message::NewLink(message), flags)?;
+        self.index(name)
+    }
+
     /// Removes a device (and its peer). No device of that index is success.
     ///
     /// # Errors
@@ -243,8 +273,8 @@ impl Netlink {
 type Answer = io::Result<Vec<Message>>;
 
 impl Batch {
-    /// Lets a device that is down take packets, without an address of its own.
-    pub fn start(&mut self, index: u32) {
+    /// Keeps a device from getting an address of its own when it starts.
+    pub fn silence(&mut self, index: u32) {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message
@@ -256,6 +286,10 @@ impl Batch {
         // refused where the namespace has no IPv6: then there is none to be seen.
         let silent = Message::SetLink(message);
         self.may("keep addresses off the detour", silent, 0, |_| true);
+    }
+
+    /// Lets a device that is down take packets.
+    pub fn start(&mut self, index: u32) {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.flags = LinkFlags::Up | LinkFlags::Noarp;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{MechanismError, io_error};
+use super::{MechanismError, detour, io_error};
 use crate::kernel::netlink::{Link, Netlink};
 
 /// The most devices of one fault: each has a filter, a detour and a budget of its own.
@@ -55,6 +55,11 @@ pub fn of_pod(netlink: &Netlink) -> Option<u32> {
     netlink.index(OF_POD).ok()
 }
 
+/// Whether a device of a namespace that is not the host's is called as that of a pod.
+pub fn is_of_pod(name: &str) -> bool {
+    name == OF_POD
+}
+
 /// The device of this name in the target's namespace.
 ///
 /// # Errors
@@ -74,16 +79,6 @@ pub fn link(netlink: &mut Netlink, name: &str) -> Result<Link, MechanismError> {
     }
 }
 
-/// At most 15 bytes, and unlike any name that others give: the ends of a slot's detour.
-pub(super) fn detour_names(slot: u16) -> [String; 2] {
-    [format!("faultline{slot}a"), format!("faultline{slot}b")]
-}
-
-fn is_detour(name: &str) -> bool {
-    name.strip_prefix("faultline")
-        .is_some_and(|rest| rest.trim_end_matches(['a', 'b']).parse::<u16>().is_ok())
-}
-
 fn links(netlink: &mut Netlink) -> Result<Vec<Link>, MechanismError> {
     netlink
         .links()
@@ -99,7 +94,7 @@ fn names(links: &[Link]) -> String {
 fn choose(there: &[Link], routed: &BTreeSet<u32>) -> Result<Vec<Link>, String> {
     let real: Vec<_> = there
         .iter()
-        .filter(|link| link.up && !link.loopback && !is_detour(&link.name))
+        .filter(|link| link.up && !link.loopback && !detour::is_named(&link.name))
         .cloned()
         .collect();
     let carrying: Vec<_> = real

@@ -6,7 +6,6 @@
 //! program of tcx as a constant. A device gets its program with its first rule and loses it when its last
 //! rule is gone and the packets that wait in the detour have arrived.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -21,10 +20,9 @@ use chaos_planner::fault::{Chance, LINE_LIMIT, NetworkEffect};
 use chaos_planner::plan::nanos;
 use serde::{Deserialize, Serialize};
 
-use super::links::detour_names;
 use super::tc::Way;
 use super::tcx::{Anchor, Tcx};
-use super::{MechanismError, canary, find, io_error, program, tc_ingress};
+use super::{MechanismError, canary, detour, find, io_error, program, tc_ingress};
 use crate::kernel::btf::Types;
 use crate::kernel::maps::Pinned;
 use crate::kernel::netlink::{Batch, Hook, Netlink};
@@ -43,11 +41,15 @@ pub struct Device {
     /// Which of its packets are treated.
     #[serde(default)]
     pub way: Way,
+    /// It is a pod's own, so that nobody minds a VLAN device on it.
+    #[serde(default)]
+    pub own: bool,
     /// Key of its rules: classid of its filters, constant of its tcx program.
     pub slot: u16,
     /// clsact was not there before us.
     pub clsact_is_ours: bool,
-    /// Both ends of the detour, if there is one: where packets go in and where they come out.
+    /// Both ends of the detour, if there is one: where packets go in and where they come out; 0 where they come out on
+    /// the device itself.
     pub detour: Option<(u32, u32)>,
     /// The detour computes checksums, because a rule corrupts packets.
     #[serde(default)]
@@ -85,6 +87,8 @@ pub struct TcEgress {
     /// What is put on a target's device is put there by tcx, whose hook this keeps in use; `None` where
     /// there is none.
     tcx: Option<Anchor>,
+    /// Detours on devices of pods are VLAN devices: one device in place of two, and a shorter way.
+    by_vlan: bool,
     /// Why it cannot be told which socket receives a packet; of what comes in only.
     no_receivers: Option<String>,
 }
@@ -129,6 +133,7 @@ impl TcEgress {
             way,
             packets,
             tcx: None,
+            by_vlan: false,
             no_receivers,
         })
     }
@@ -196,7 +201,20 @@ impl TcEgress {
             detour: false,
             checksums: false,
         };
-        let only_loss = match self.try_with(whole) {
+        // What comes in would have to go out first.
+        self.by_vlan = self.way == Way::Egress;
+        if self.by_vlan
+            && let Err(error) = self.try_with(whole)
+        {
+            tracing::info!(%error, "detours are pairs of veth devices, for they cannot be VLAN devices");
+            self.by_vlan = false;
+        }
+        let whole = if self.by_vlan {
+            Ok(())
+        } else {
+            self.try_with(whole)
+        };
+        let only_loss = match whole {
             Ok(()) => None,
             Err(without) => {
                 self.try_with(none)?;
@@ -221,6 +239,7 @@ impl TcEgress {
                 ifindex,
                 name: "canary0".into(),
                 way: self.way,
+                own: true,
                 slot: 0,
                 clsact_is_ours: false,
                 detour: None,
@@ -259,7 +278,7 @@ impl TcEgress {
                 drop(netlink.delete_filter(index, hook));
             }
             if !had_detour {
-                drop(remove_detour(netlink, device));
+                drop(detour::remove(netlink, device));
             }
         }
         attached.map(|built| Built {
@@ -280,7 +299,7 @@ impl TcEgress {
         netlink
             .delete_filter(device.ifindex, device.way.hook())
             .map_err(io_error(format!("remove the filter from {}", device.name)))?;
-        remove_detour(netlink, &mut device.clone())?;
+        detour::remove(netlink, &mut device.clone())?;
         let left = netlink
             .has_filter(device.ifindex, device.way.hook())
             .map_err(io_error("read the filters back"))?;
@@ -329,18 +348,10 @@ impl TcEgress {
         by_filter: bool,
     ) -> Result<bool, MechanismError> {
         // Believe the kernel, not the record: the number of a namespace is given out again.
-        if let Some((inward, _)) = device.detour {
-            let [going_in, _] = detour_names(device.slot);
-            let there = netlink
-                .link(&going_in)
-                .map_err(io_error("look for the detour"))?;
-            device.detour = device
-                .detour
-                .filter(|_| there.is_some_and(|link| link.index == inward));
-        }
+        detour::look_for(netlink, device)?;
         let builds = needs.detour && device.detour.is_none();
         if builds {
-            add_devices(netlink, device)?;
+            detour::build(netlink, device, self.by_vlan)?;
         }
         let [on_device, stamp, back] = self.way.programs();
         let mut batch = Batch::default();
@@ -348,21 +359,16 @@ impl TcEgress {
         // cost a grace period of RCU each: so clsact first, the detour while it is down, filters last.
         let clsact = by_filter.then(|| batch.clsact(device.ifindex, &device.name));
         if let Some((inward, outward)) = device.detour.filter(|_| builds) {
-            let ends = [
-                (outward, Hook::Ingress, back),
-                (inward, Hook::Egress, stamp),
-            ];
-            for (ifindex, ..) in ends {
+            let far = (outward != 0).then_some((outward, Hook::Ingress, back));
+            let ends = far.into_iter().chain([(inward, Hook::Egress, stamp)]);
+            for (ifindex, ..) in ends.clone() {
                 batch.clsact(ifindex, "the detour");
             }
             batch.fq(inward, self.packets);
             for (ifindex, hook, name) in ends {
                 batch.filter(ifindex, hook, self.program(name)?, name, device.slot);
             }
-            // The far end first: then the near one has a carrier when it starts, and can send at once.
-            for (ifindex, ..) in ends {
-                batch.start(ifindex);
-            }
+            detour::start(&mut batch, (inward, outward));
         }
         if by_filter {
             let (hook, program) = (self.way.hook(), self.program(on_device)?);
@@ -378,7 +384,7 @@ impl TcEgress {
         device.clsact_is_ours |= made.is_some_and(|made| *made);
         ran?;
         if needs.checksums && !device.checksums {
-            let [going_in, _] = detour_names(device.slot);
+            let [going_in, _] = detour::names(device.slot);
             netlink
                 .compute_checksums(&going_in)
                 .map_err(io_error(format!("turn checksum offload of {going_in} off")))?;
@@ -433,24 +439,6 @@ pub(super) fn load_with(
     Ok(ebpf)
 }
 
-/// The two ends of a detour, as yet without anything on them.
-fn add_devices(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
-    let [going_in, coming_out] = detour_names(device.slot);
-    let mut made = netlink.add_veth(&going_in, &coming_out);
-    if made
-        .as_ref()
-        .is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
-    {
-        // Left from a detour whose removal was cut short.
-        remove_detour(netlink, device)?;
-        made = netlink.add_veth(&going_in, &coming_out);
-    }
-    let [inward, outward] = made.map_err(io_error(format!("create the detour {going_in}")))?;
-    device.detour = Some((inward, outward));
-    device.checksums = false;
-    Ok(())
-}
-
 fn chance(asked: Option<Chance>) -> sample::Chance {
     let Chance {
         ppm,
@@ -468,19 +456,4 @@ fn buckets(effect: &NetworkEffect) -> [Bucket; 3] {
         Bucket::new(bandwidth.rate, bandwidth.buffer, bandwidth.limit, longest),
         Bucket::new(peak.rate, peak.burst, bandwidth.limit, longest),
     ]
-}
-
-fn remove_detour(netlink: &mut Netlink, device: &mut Device) -> Result<(), MechanismError> {
-    // By name, not by index: an index may be another device's by now.
-    let [going_in, _] = detour_names(device.slot);
-    let link = netlink
-        .link(&going_in)
-        .map_err(io_error("look for the detour"))?;
-    if let Some(link) = link {
-        netlink
-            .delete_link(link.index)
-            .map_err(io_error(format!("remove {going_in}")))?;
-    }
-    device.detour = None;
-    Ok(())
 }

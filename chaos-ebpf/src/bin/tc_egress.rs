@@ -3,6 +3,13 @@
 //! `chaos_ebpf::detour`; here is what is peculiar to this direction.
 //!
 //! ```text
+//!  socket -> dev egress: tc_egress -> fla egress: tc_egress_stamp -> fq -> VLAN
+//!                    dev egress (passes: it has our tag, which is taken off) <-
+//! ```
+//!
+//! and where there can be no VLAN device
+//!
+//! ```text
 //!  socket -> dev egress: tc_egress -> fla egress: tc_egress_stamp -> fq -> veth
 //!                    dev egress (passes: it came in by flb) <- flb ingress: tc_egress_return
 //! ```
@@ -19,10 +26,11 @@ use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::TcContext;
 use chaos_abi::control::GENERATIONS;
-use chaos_ebpf::detour::{arrived, stamp, target, treat};
+use chaos_ebpf::detour::{arrived, let_go, stamp, target, treat};
 use chaos_ebpf::generation::go_on;
 use chaos_ebpf::hook::{NEXT, dispatch, go_on_with_slot, take_slot};
 use chaos_ebpf::network::Direction;
+use chaos_ebpf::tag::came_back;
 
 /// Bodies of [`tc_egress`].
 #[map]
@@ -45,6 +53,9 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress_body(mut ctx: TcContext) -> i32 {
     let slot = take_slot(&ctx);
+    if came_back(&ctx.skb) {
+        return let_go(&ctx, slot);
+    }
     let Some(target) = target(slot) else {
         return NEXT;
     };

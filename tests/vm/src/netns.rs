@@ -9,7 +9,7 @@ use chaos_agent::kernel::netns::of_this_thread;
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::{Handle, LinkIfb, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::{Handle, LinkIfb, LinkUnspec, LinkVeth, LinkVlan, LinkVxlan};
 
 mod uplink;
 
@@ -88,6 +88,19 @@ impl Namespace {
     /// There is no such device.
     pub fn up(&self, device: &str) -> Result<()> {
         self.netlink(async |handle| link_up(&handle, device).await)
+    }
+
+    /// Makes a device of the VLAN with this id on `below`; it is down and has no address.
+    ///
+    /// # Errors
+    /// There is no such device, or the kernel has no VLANs.
+    pub fn add_vlan(&self, name: &str, below: &str, id: u16) -> Result<()> {
+        self.netlink(async |handle| {
+            let below = link_index(&handle, below).await?;
+            let vlan = LinkVlan::new(name, below, id).build();
+            let done = handle.link().add(vlan).execute().await;
+            done.context("failed to make a VLAN device (is the module 8021q there?)")
+        })
     }
 
     /// Makes one end of a tunnel (VXLAN, over UDP) to `remote` by `device`, sets it up and gives it an address

@@ -5,6 +5,7 @@ mod budget;
 mod busy;
 mod cycles;
 mod deadline;
+mod detour;
 mod figures;
 mod host;
 mod idle;

@@ -59,12 +59,17 @@ impl Batch {
         // linux/pkt_sched.h, TCA_FQ_*
         const PLIMIT: u16 = 1;
         const FLOW_PLIMIT: u16 = 2;
+        const QUANTUM: u16 = 3;
+        const INITIAL_QUANTUM: u16 = 4;
         const RATE_ENABLE: u16 = 5;
         const ORPHAN_MASK: u16 = 10;
         const HORIZON: u16 = 14;
         let options = [
             (PLIMIT, packets),
             (FLOW_PLIMIT, packets),
+            // Bytes of a flow before it is the next one's turn: the largest packet. Else it goes by the MTU.
+            (QUANTUM, 1 << 17),
+            (INITIAL_QUANTUM, 1 << 17),
             (RATE_ENABLE, 0),
             // Packets without a socket are one flow if they have the same hash: all bits of it.
             (ORPHAN_MASK, u32::MAX),

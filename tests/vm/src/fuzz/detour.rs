@@ -8,6 +8,8 @@ use crate::programs::{AWAY, LOOPBACK, UNSPEC};
 
 /// Opens the words that a packet carries.
 pub(super) const OURS: u32 = u32::from_be_bytes(*b"Faul");
+/// The word before the last: what comes back with the tag of a detour has it.
+const TAGGED: u32 = u32::from_be_bytes(*b"tag!");
 
 /// The detour of the device.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +83,7 @@ impl Detour {
             }
             let at = now.saturating_add(fate.wait_ns.saturating_sub(self.earlier));
             let [low, high] = [at as u32, (at >> 32) as u32];
-            seen.carried = [low, high, OURS, 0, each << 16 | u32::from(spot)];
+            seen.carried = [low, high, OURS, TAGGED, each << 16 | u32::from(spot)];
             if self.works {
                 self.waiting += all;
             } else {

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use rtnetlink::{LinkVlan, RouteMessageBuilder};
+use rtnetlink::RouteMessageBuilder;
 
 use super::{DEVICE, Namespace, cable, link_index};
 
@@ -52,12 +52,7 @@ impl Uplink {
             (&self.host, self.device.as_str(), "vlan-near"),
             (&self.other, DEVICE, "vlan-far"),
         ] {
-            namespace.netlink(async |handle| {
-                let below = link_index(&handle, below).await?;
-                let vlan = LinkVlan::new(name, below, id).build();
-                let done = handle.link().add(vlan).execute().await;
-                done.context("failed to make a VLAN device")
-            })?;
+            namespace.add_vlan(name, below, id)?;
         }
         self.address("vlan-near", "vlan-far", net)?;
         Ok(v4(net, 2))

@@ -159,9 +159,9 @@ fn both_are_injected(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// Dispatchers on both ends of the detour; all others have pinned links, but for that on the device, where
+/// Dispatchers on the detour; all others have pinned links, but for that on the device, where
 /// it is a filter.
-const ON_DETOUR: usize = 2;
+const ON_DETOUR: usize = 1;
 
 fn programs() -> usize {
     loaded_programs().count()
