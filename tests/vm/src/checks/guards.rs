@@ -1,6 +1,7 @@
 //! Guards take with them all that they made, and processes are where they were put.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -9,6 +10,7 @@ use crate::netns::{DEVICE, Pair};
 use crate::process::Place;
 use crate::udp::Echo;
 use crate::vm_test;
+use crate::wait::eventually;
 
 vm_test!(a_process_is_in_its_cgroup_before_it_opens_a_socket);
 fn a_process_is_in_its_cgroup_before_it_opens_a_socket() -> Result<()> {
@@ -32,13 +34,12 @@ fn a_dropped_cgroup_takes_its_processes_and_children_with_it() -> Result<()> {
     let echo = Echo::start(Place::host().in_cgroup(&child))?;
     cgroup.remove()?;
     ensure!(!path.exists(), "{} is still there", path.display());
-    let state = fs::read_to_string(format!("/proc/{}/stat", echo.pid()));
-    // Killed; the guard of the process has not collected it yet.
-    ensure!(
-        state.as_ref().is_ok_and(|s| s.contains(") Z ")),
-        "{state:?}"
-    );
-    Ok(())
+    // Killed; the guard of the process has not collected it yet. It leaves its cgroup before it is a zombie.
+    eventually("its process has exited", Duration::from_secs(5), || {
+        let state = fs::read_to_string(format!("/proc/{}/stat", echo.pid()))?;
+        ensure!(state.contains(") Z "), "{state:?}");
+        Ok(())
+    })
 }
 
 vm_test!(a_pair_has_one_device_on_each_side_and_nothing_in_the_host);
