@@ -155,8 +155,11 @@ fn run_all(choice: &Choice<'_>) -> Result<()> {
         if choice.thorough {
             how.push(registry::IS_THOROUGH);
         }
-        if !choice.only.is_empty() || test.is_at_home(kernel, machine::KERNELS) {
-            how.push(registry::IN_FULL);
+        if !choice.only.is_empty() {
+            how.push(registry::IS_ASKED_FOR);
+        }
+        if test.is_at_home(kernel, machine::KERNELS) {
+            how.push(registry::IS_AT_HOME);
         }
         let outcome =
             run_apart(&name, limit, &how).unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));

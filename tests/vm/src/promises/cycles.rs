@@ -134,8 +134,8 @@ fn effects() -> Result<[NetworkEffect; 4]> {
     ])
 }
 
-vm_test!(a_thousand_faults_leave_the_node_as_it_was, limit = 900);
-fn a_thousand_faults_leave_the_node_as_it_was() -> Result<()> {
+vm_test!(faults_leave_the_node_as_it_was, limit = 900);
+fn faults_leave_the_node_as_it_was() -> Result<()> {
     let cycles = times(1_000);
     let pair = Pair::new()?;
     let target = Cgroup::new()?;

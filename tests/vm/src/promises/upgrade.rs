@@ -229,8 +229,8 @@ fn chosen(step: usize, one_in: usize) -> Result<bool> {
     Ok(is_thorough() || step % (KERNELS * one_in) == kernel()? * one_in)
 }
 
-vm_test!(twenty_upgrades_treat_each_packet_once, limit = 800);
-fn twenty_upgrades_treat_each_packet_once() -> Result<()> {
+vm_test!(upgrades_treat_each_packet_once, limit = 800);
+fn upgrades_treat_each_packet_once() -> Result<()> {
     let others = others();
     let stage = Stage::new()?;
     let mut node = stage.armed()?;
