@@ -20,7 +20,7 @@ use crate::program::{Finished, Program, Running, Scratch};
 use crate::udp::{self, Echo, Prober, Probing};
 use crate::vm_test;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(45);
 
 fn document(kind: &str, name: &str, spec: &str) -> String {
     format!(
@@ -110,7 +110,7 @@ fn get(path: &str) -> Result<String> {
     Ok(answer)
 }
 
-vm_test!(doctor_tries_each_mechanism_and_leaves_nothing, limit = 60);
+vm_test!(doctor_tries_each_mechanism_and_leaves_nothing, limit = 120);
 fn doctor_tries_each_mechanism_and_leaves_nothing() -> Result<()> {
     let table = agent(["doctor"])?;
     show(format_args!("{table}"));
@@ -130,7 +130,7 @@ fn doctor_tries_each_mechanism_and_leaves_nothing() -> Result<()> {
 
 vm_test!(
     apply_acts_on_what_comes_from_an_external_target,
-    limit = 90,
+    limit = 150,
     once
 );
 fn apply_acts_on_what_comes_from_an_external_target() -> Result<()> {
@@ -159,7 +159,7 @@ fn apply_acts_on_what_comes_from_an_external_target() -> Result<()> {
 
 vm_test!(
     apply_alone_ends_at_its_deadline_and_cleans_up,
-    limit = 90,
+    limit = 150,
     once
 );
 fn apply_alone_ends_at_its_deadline_and_cleans_up() -> Result<()> {
@@ -202,7 +202,7 @@ fn apply_alone_ends_at_its_deadline_and_cleans_up() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(a_signal_ends_apply_and_its_fault, limit = 60, once);
+vm_test!(a_signal_ends_apply_and_its_fault, limit = 120, once);
 fn a_signal_ends_apply_and_its_fault() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -255,7 +255,7 @@ fn a_bad_document_is_answered_by_file_and_line() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(the_daemon_holds_what_apply_asks_for, limit = 90, once);
+vm_test!(the_daemon_holds_what_apply_asks_for, limit = 150, once);
 fn the_daemon_holds_what_apply_asks_for() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
@@ -312,7 +312,7 @@ fn the_daemon_holds_what_apply_asks_for() -> Result<()> {
 
 vm_test!(
     the_commands_work_after_the_daemon_was_killed,
-    limit = 90,
+    limit = 150,
     once
 );
 fn the_commands_work_after_the_daemon_was_killed() -> Result<()> {
@@ -364,7 +364,7 @@ fn the_commands_work_after_the_daemon_was_killed() -> Result<()> {
 
 vm_test!(
     each_fault_is_listed_once_and_whole_without_a_daemon,
-    limit = 90,
+    limit = 150,
     once
 );
 fn each_fault_is_listed_once_and_whole_without_a_daemon() -> Result<()> {
@@ -471,7 +471,7 @@ fn a_new_daemon_goes_on_with_what_the_old_one_left() -> Result<()> {
     nothing_is_pinned()
 }
 
-vm_test!(panic_works_while_the_daemon_is_frozen, limit = 90, once);
+vm_test!(panic_works_while_the_daemon_is_frozen, limit = 150, once);
 fn panic_works_while_the_daemon_is_frozen() -> Result<()> {
     let stage = Stage::new()?;
     let prober = stage.probe()?;
