@@ -61,6 +61,10 @@ const ALL: [&[Test]; 6] = [
 /// How many times a cluster is made anew because QEMU broke a node of it.
 const NEW_CLUSTERS: u32 = 2;
 
+/// How many tests of a cluster that failed are run once more: an emulated node stalls for seconds now and then, and
+/// who waits for an answer takes it for lost. Many failures are not that.
+const SECOND_TRIES: usize = 2;
+
 /// Makes what a new cluster is made of, so that [`run`] need not.
 ///
 /// # Errors
@@ -142,6 +146,7 @@ fn run_all(
     let lab = Lab::start(cluster, bench::NAMESPACE, bench::pods(cluster), true)?;
     let bench = Bench::new(&lab, context.root);
     step::step("devices of the pods", |_| bench.prepare_devices())?;
+    let mut second_tries = SECOND_TRIES;
     for test in chosen.iter().skip(results.len()) {
         let started = Instant::now();
         if context.time.is_some_and(|time| started > time.cluster) {
@@ -158,15 +163,19 @@ fn run_all(
             results.push(result(&full_name(test), Outcome::Skipped(why), started));
             continue;
         }
-        let done = step::step(test.name, |_| (test.run)(&bench));
-        let outcome = match done.and_then(|()| bench.sweep()) {
-            Ok(()) => Outcome::Passed,
-            Err(error) => {
-                let ended = || format!("{}: {error:#}", test.name);
-                cluster.check().with_context(ended)?;
-                bench.sweep().with_context(ended)?;
-                Outcome::Failed(format!("{error:#}"))
+        let outcome = loop {
+            let done = step::step(test.name, |_| (test.run)(&bench));
+            let Err(error) = done.and_then(|()| bench.sweep()) else {
+                break Outcome::Passed;
+            };
+            let ended = || format!("{}: {error:#}", test.name);
+            cluster.check().with_context(ended)?;
+            bench.sweep().with_context(ended)?;
+            if second_tries == 0 {
+                break Outcome::Failed(format!("{error:#}"));
             }
+            second_tries -= 1;
+            note!("{}: once more, after: {error:#}", test.name);
         };
         results.push(result(&full_name(test), outcome, started));
     }
