@@ -203,19 +203,16 @@ impl TcEgress {
         };
         // What comes in would have to go out first.
         self.by_vlan = self.way == Way::Egress;
-        if self.by_vlan
-            && let Err(error) = self.try_with(whole)
-        {
-            tracing::info!(%error, "detours are pairs of veth devices, for they cannot be VLAN devices");
-            self.by_vlan = false;
-        }
-        let whole = if self.by_vlan {
-            Ok(())
-        } else {
-            self.try_with(whole)
-        };
-        let only_loss = match whole {
-            Ok(()) => None,
+        let only_loss = match self.try_with(whole) {
+            Ok(by_vlan) => {
+                if self.by_vlan && !by_vlan {
+                    tracing::info!(
+                        "no VLAN devices (module 8021q): detours are pairs of veth devices"
+                    );
+                }
+                self.by_vlan = by_vlan;
+                None
+            }
             Err(without) => {
                 self.try_with(none)?;
                 Some(without)
@@ -228,7 +225,8 @@ impl TcEgress {
         })
     }
 
-    fn try_with(&self, needs: Needs) -> Result<(), MechanismError> {
+    /// Whether the detour was a VLAN device.
+    fn try_with(&self, needs: Needs) -> Result<bool, MechanismError> {
         netns::scratch(|| {
             let mut netlink = Netlink::open().map_err(io_error("open rtnetlink"))?;
             let [ifindex, _] = netlink
@@ -246,8 +244,8 @@ impl TcEgress {
                 checksums: false,
                 longest_delay: Duration::ZERO,
             };
-            self.try_attach(&mut netlink, &mut device, needs, !self.is_by_tcx())
-                .map(drop)
+            self.try_attach(&mut netlink, &mut device, needs, !self.is_by_tcx())?;
+            Ok(matches!(device.detour, Some((_, 0))))
         })
     }
 
