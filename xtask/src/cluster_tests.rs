@@ -26,7 +26,7 @@ use crate::{
     out::note,
     setup::{kernels, rootfs},
     step,
-    test::{Context, failed, matrix::NO_TIME, result},
+    test::{Context, failed, matrix::no_time, result},
     vmtest::TestResult,
 };
 
@@ -150,8 +150,7 @@ fn run_all(
     for test in chosen.iter().skip(results.len()) {
         let started = Instant::now();
         if context.time.is_some_and(|time| started > time.cluster) {
-            let why = Outcome::Skipped(NO_TIME.to_owned());
-            results.push(result(&full_name(test), why, started));
+            results.push(result(&full_name(test), no_time(), started));
             continue;
         }
         if cluster.nodes().len() < test.nodes {

@@ -84,9 +84,9 @@ impl Executor {
                         .as_mut()
                         .ok_or_else(|| ArmError::NoProcess(fault.record.clone()))?;
                     let mut places = Vec::new();
+                    let inode = found.netns_inode;
                     for (index, name) in links::of_target(netlink, device, pod)? {
-                        let own = links::is_of_pod(&name) && found.netns_inode != self.root_netns;
-                        let inode = found.netns_inode;
+                        let own = links::is_of_pod(&name) && inode != self.root_netns;
                         let slot = self.devices.slot(inode, index, name, way, own)?;
                         places.push((u64::from(slot), 0));
                     }

@@ -249,8 +249,7 @@ impl Devices {
 
     /// Whether packets may still come out of a detour with a tag that our programs have to take off.
     pub(super) fn takes_tags_off(&self) -> bool {
-        let by_vlan = |a: &Attached| matches!(a.device.detour, Some((_, 0)));
-        self.all.iter().any(by_vlan)
+        self.all.iter().any(|a| a.device.is_by_vlan())
     }
 
     /// Whether packets may still be on the way through the detour of this device.

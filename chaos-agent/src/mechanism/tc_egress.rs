@@ -58,6 +58,13 @@ pub struct Device {
     pub longest_delay: Duration,
 }
 
+impl Device {
+    /// Whether it has a detour whose packets come out on the device itself, with a tag.
+    pub const fn is_by_vlan(&self) -> bool {
+        matches!(self.detour, Some((_, 0)))
+    }
+}
+
 /// What an effect needs on the device beside the filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
@@ -245,7 +252,7 @@ impl TcEgress {
                 longest_delay: Duration::ZERO,
             };
             self.try_attach(&mut netlink, &mut device, needs, !self.is_by_tcx())?;
-            Ok(matches!(device.detour, Some((_, 0))))
+            Ok(device.is_by_vlan())
         })
     }
 
@@ -345,7 +352,6 @@ impl TcEgress {
         needs: Needs,
         by_filter: bool,
     ) -> Result<bool, MechanismError> {
-        // Believe the kernel, not the record: the number of a namespace is given out again.
         detour::look_for(netlink, device)?;
         let builds = needs.detour && device.detour.is_none();
         if builds {

@@ -33,7 +33,7 @@ const PASSED: &str = "passed";
 const SKIPPED: &str = "skipped: ";
 const FAILED: &str = "failed";
 /// Not compared, as a failure is not: it says something about the machine that the tests ran on.
-pub(crate) const NO_TIME: &str = "no time was left (--within)";
+const NO_TIME: &str = "no time was left (--within)";
 
 /// The rules about it that need no test run.
 pub(crate) const RULES: &[Rule] = &[Rule {
@@ -104,7 +104,8 @@ pub(super) fn compare_or_write(
     Ok(result(TEST, outcome, started))
 }
 
-fn no_time() -> Outcome {
+/// Of a test that was left out because its time was over.
+pub(crate) fn no_time() -> Outcome {
     Outcome::Skipped(NO_TIME.to_owned())
 }
 
