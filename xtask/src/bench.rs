@@ -4,6 +4,7 @@
 //! What ran on this machine's own kernel and what ran in an emulated one are reports of their own: only
 //! the first has nanoseconds that mean something elsewhere.
 
+mod cluster;
 mod report;
 
 use std::{
@@ -19,6 +20,7 @@ use vm_tests::figures::{FEWEST_PAIRS, Figure, PAIRS};
 use self::report::{Origin, Report};
 use crate::{
     ebpf,
+    image::Profile,
     out::say,
     setup::{kernels::Series, rust},
     step,
@@ -36,10 +38,10 @@ pub(crate) struct Options {
     /// Only this part; all without it
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Of that part, in an emulated machine, only the measurement whose name begins so (a_delay, arming)
+    /// Of that part, in an emulated machine, but not in a cluster, only the measurement whose name begins so (a_delay, arming)
     #[arg(long, requires = "only", value_name = "NAME")]
     measure: Option<String>,
-    /// Pairs of each comparison; fewer than 15 try the benchmark, and say nothing
+    /// Pairs of each comparison, or times that something is measured alone; fewer than 15 try the benchmark, and say nothing
     #[arg(long, default_value_t = FEWEST_PAIRS)]
     pairs: usize,
     /// Take the machines' binaries of the last build
@@ -58,10 +60,18 @@ pub(crate) enum Part {
     Agent,
     /// What faults on clocks cost and how quick they are, beside ptrace, in an emulated machine
     Time,
+    /// How quick faults are from `kubectl apply` to the kernel, in an emulated cluster
+    Cluster,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Native, Self::Network, Self::Agent, Self::Time];
+    const ALL: [Self; 5] = [
+        Self::Native,
+        Self::Network,
+        Self::Agent,
+        Self::Time,
+        Self::Cluster,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -69,6 +79,7 @@ impl Part {
             Self::Network => "network",
             Self::Agent => "agent",
             Self::Time => "time",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -91,11 +102,14 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         let started = Instant::now();
         let (kernel, figures) = match part {
             Part::Native => native(root, options.pairs)?,
+            Part::Cluster => cluster::measure(root, options.pairs)?,
             Part::Network | Part::Agent | Part::Time => {
                 let binaries = match &binaries {
                     Some(binaries) => binaries,
-                    None if options.no_build => binaries.insert(vmtest::built(root)),
-                    None => binaries.insert(vmtest::build(root)?),
+                    None if options.no_build => {
+                        binaries.insert(vmtest::built(root, Profile::Release))
+                    }
+                    None => binaries.insert(vmtest::build(root, Profile::Release)?),
                 };
                 emulated(root, part, binaries, options)?
             }
@@ -147,7 +161,7 @@ fn native(root: &Path, pairs: usize) -> Result<(String, Vec<Figure>)> {
             Some(name)
         })
         .context(
-            "packet-bench needs root and a kernel with BPF; `--only` network, agent or time do not",
+            "packet-bench needs root and a kernel with BPF; `--only` network, agent, time or cluster do not",
         )?;
         let release = fs::read_to_string("/proc/sys/kernel/osrelease");
         Ok((release.unwrap_or_default().trim().to_owned(), figures))

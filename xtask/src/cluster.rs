@@ -22,10 +22,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::install::{deploy, with_faultline};
+
 use self::{control_plane::ControlPlane, daemon::Daemon, node::Nodes, pki::Authority};
 use crate::{
     cache,
-    image::{self, Image},
+    image::{self, Image, Profile},
     out::{note, say},
     setup,
     step::{self, Step},
@@ -49,6 +51,10 @@ pub(crate) struct Options {
     /// Virtual CPUs of each node
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) cpus: u32,
+    /// Binaries as they are for use and for figures: fully optimised, which takes longer to compile
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) release: bool,
     /// Everything ends after so many minutes, whoever forgets it
     #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(1..=1440))]
     pub(crate) minutes: u64,
@@ -61,6 +67,7 @@ impl Default for Options {
             no_node: false,
             memory: 3072,
             cpus: 2,
+            release: false,
             minutes: 240,
         }
     }
@@ -69,6 +76,10 @@ impl Default for Options {
 impl Options {
     fn node_count(&self) -> u32 {
         if self.no_node { 0 } else { self.nodes }
+    }
+
+    fn profile(&self) -> Profile {
+        Profile::of(self.release)
     }
 }
 
@@ -129,7 +140,10 @@ pub(crate) fn up(
         Some((kernel, image))
     };
     let images = match machine {
-        Some(_) => image::build(root, &[&[image::PAUSE], images].concat())?,
+        Some(_) => {
+            let images = [&[image::PAUSE], images].concat();
+            image::build(root, options.profile(), &images)?
+        }
         None => Vec::new(),
     };
     let kube = kube.wait()?;
@@ -429,17 +443,6 @@ impl Cluster {
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("failed to write {}", path.display()))
     }
-}
-
-/// `cargo xtask deploy`: installs operator and agents, from this tree, into the cluster that runs.
-///
-/// # Errors
-/// If a binary does not build, or one of them does not become ready.
-pub(crate) fn deploy(root: &Path) -> Result<()> {
-    let cluster = open(root)?;
-    let archives = image::build(root, &image::ALL)?;
-    cluster.load_images(&archives)?;
-    cluster.install(root)
 }
 
 /// Prints how to go on by hand.

@@ -21,7 +21,7 @@ use vm_tests::report::Outcome;
 use self::bench::Bench;
 use crate::{
     cluster::{self, Cluster},
-    image,
+    image::{self, Profile},
     lab::Lab,
     out::note,
     setup::{kernels, rootfs},
@@ -70,7 +70,7 @@ const SECOND_TRIES: usize = 2;
 /// # Errors
 /// If the images do not build, or the root file system of a node cannot be made.
 pub(crate) fn prepare(root: &Path) -> Result<()> {
-    image::build(root, &image::ALL)?;
+    image::build(root, Profile::Image, &image::ALL)?;
     rootfs::ensure(&kernels::ensure(rootfs::KERNEL)?)?;
     Ok(())
 }
@@ -91,7 +91,9 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
     // One that takes the place of a broken one has as many nodes.
     let mut options = cluster::Options::default();
     while results.len() < chosen.len() {
-        let (cluster, is_ours) = cluster(context.root, &options)?;
+        let (cluster, is_ours) = cluster::with_faultline(context.root, &options, |cluster| {
+            Lab::order(cluster, bench::NAMESPACE, bench::pods(cluster))
+        })?;
         options = cluster.options().clone();
         clusters += 1;
         let ran = run_all(context, &cluster, &chosen, &mut results);
@@ -110,27 +112,6 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
         }
     }
     Ok(results)
-}
-
-/// The cluster that runs, or else a new one; and whether it is new. It has operator and agents of this
-/// tree.
-fn cluster(root: &Path, options: &cluster::Options) -> Result<(Cluster, bool)> {
-    if let Ok(cluster) = cluster::open(root) {
-        note!("a cluster runs already: it is used, with the images of this tree");
-        cluster::deploy(root)?;
-        return Ok((cluster, false));
-    }
-    let cluster = cluster::up(root, options, &image::ALL, |cluster| {
-        cluster.begin_install(root)?;
-        // They start while operator and agents do.
-        Lab::order(cluster, bench::NAMESPACE, bench::pods(cluster))
-    })?;
-    if let Err(error) = cluster.install(root) {
-        // Else the next run would take what is left for a cluster of the user's.
-        cluster::down(root)?;
-        return Err(error);
-    }
-    Ok((cluster, true))
 }
 
 /// Runs those that have no result yet.

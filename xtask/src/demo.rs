@@ -20,6 +20,7 @@ use anyhow::{Context, Result, anyhow};
 use self::report::Report;
 use crate::{
     cluster::Cluster,
+    image::Profile,
     out::say,
     setup,
     vmtest::{self, Binaries},
@@ -112,7 +113,7 @@ fn build(root: &Path) -> Result<Binaries> {
         // Who needs them waits for them, and has their errors.
         scope.spawn(|| setup::kernels::ensure(act_one::KERNEL));
         scope.spawn(setup::qemu::ensure);
-        vmtest::build(root)
+        vmtest::build(root, Profile::Image)
     })
 }
 

@@ -73,19 +73,49 @@ const TOGETHER: [&str; 4] = ["chaos-agent", "chaos-operator", "probe", "vm-tests
 /// What a bare machine runs. Built with the features of [`TOGETHER`], but without waiting for the others.
 const ON_A_MACHINE: [&str; 3] = ["chaos-agent", "vm-init", "vm-runner"];
 
+/// How binaries are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Quick to compile: what tests and the demo run.
+    Image,
+    /// As it is for use, and for figures.
+    Release,
+}
+
+impl Profile {
+    /// That of `--release`.
+    pub(crate) fn of(release: bool) -> Self {
+        if release { Self::Release } else { Self::Image }
+    }
+
+    /// In the workspace's manifest, and of cargo's directory.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Release => "release",
+        }
+    }
+
+    /// Where its static binaries are once they are built.
+    pub(crate) fn directory(self, root: &Path) -> PathBuf {
+        let target = root.join("target").join(STATIC_TARGET);
+        target.join(self.name())
+    }
+}
+
 /// Builds the binaries and the archives, and returns the archives in the order of `images`.
 ///
 /// # Errors
 /// If a binary does not build, or `target/` cannot be written.
-pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
+pub(crate) fn build(root: &Path, profile: Profile, images: &[Image]) -> Result<Vec<PathBuf>> {
     let mut packages: Vec<&str> = images.iter().map(|image| image.package).collect();
     packages.sort_unstable();
     packages.dedup();
     // Who asks for one of them waits for that one only.
     let binaries = match packages[..] {
-        [one] => compile(root, &[one], &[])?,
+        [one] => compile(root, profile, &[one], &[])?,
         // Of the others nothing but features is wanted.
-        _ => compile(root, &TOGETHER, &packages)?,
+        _ => compile(root, profile, &TOGETHER, &packages)?,
     };
     let directory = root.join("target/images");
     fs::create_dir_all(&directory).context("failed to make target/images")?;
@@ -108,12 +138,12 @@ pub(crate) fn build(root: &Path, images: &[Image]) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// If one does not build.
-pub(crate) fn for_a_machine(root: &Path) -> Result<PathBuf> {
-    compile(root, &TOGETHER, &ON_A_MACHINE)
+pub(crate) fn for_a_machine(root: &Path, profile: Profile) -> Result<PathBuf> {
+    compile(root, profile, &TOGETHER, &ON_A_MACHINE)
 }
 
 /// Builds these binaries of these packages, or all of them.
-fn compile(root: &Path, packages: &[&str], binaries: &[&str]) -> Result<PathBuf> {
+fn compile(root: &Path, profile: Profile, packages: &[&str], binaries: &[&str]) -> Result<PathBuf> {
     rust::ensure()?;
     // Only the agent has kernel programs in it; nobody else waits for their linker.
     let env = if packages.contains(&AGENT.package) {
@@ -129,7 +159,8 @@ fn compile(root: &Path, packages: &[&str], binaries: &[&str]) -> Result<PathBuf>
     step::step(&format!("static binaries: {}", named.join(", ")), |step| {
         let mut command = rust::cargo();
         command.current_dir(root);
-        command.args(["build", "--profile", "image", "--target", STATIC_TARGET]);
+        command.args(["build", "--profile", profile.name()]);
+        command.args(["--target", STATIC_TARGET]);
         for package in packages {
             command.args(["--package", package]);
         }
@@ -138,14 +169,14 @@ fn compile(root: &Path, packages: &[&str], binaries: &[&str]) -> Result<PathBuf>
         }
         step.run(command.envs(env))
     })?;
-    Ok(root.join("target").join(STATIC_TARGET).join("image"))
+    Ok(profile.directory(root))
 }
 
 /// `cargo xtask image`: builds the images of `packages`, or all, and says where they are.
 ///
 /// # Errors
 /// As [`build`], or if a package has no image.
-pub(crate) fn run(root: &Path, packages: &[String]) -> Result<Vec<PathBuf>> {
+pub(crate) fn run(root: &Path, profile: Profile, packages: &[String]) -> Result<Vec<PathBuf>> {
     for package in packages {
         ensure!(
             ALL.iter().any(|image| image.package == package),
@@ -157,7 +188,7 @@ pub(crate) fn run(root: &Path, packages: &[String]) -> Result<Vec<PathBuf>> {
         .into_iter()
         .filter(|image| packages.is_empty() || packages.iter().any(|name| name == image.package))
         .collect();
-    let archives = build(root, &chosen)?;
+    let archives = build(root, profile, &chosen)?;
     for (image, archive) in chosen.iter().zip(&archives) {
         let size = fs::metadata(archive).map_or(0, |metadata| metadata.len());
         say!(

@@ -6,6 +6,7 @@
 
 pub(crate) mod chaos;
 pub(crate) mod clock;
+pub(crate) mod crowd;
 pub(crate) mod kernel;
 mod results;
 pub(crate) mod samples;

@@ -30,6 +30,8 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use crate::image::Profile;
+
 #[derive(Parser)]
 #[command(about = "Faultline's developer commands", version)]
 struct Arguments {
@@ -63,6 +65,9 @@ enum Task {
         /// Which, by their packages; all without any
         #[arg(value_name = "PACKAGE")]
         packages: Vec<String>,
+        /// For use: fully optimised, which takes longer to compile
+        #[arg(long)]
+        release: bool,
         /// Import them into the nodes of the running cluster
         #[arg(long)]
         load: bool,
@@ -124,8 +129,12 @@ fn run(task: Task) -> Result<ExitCode> {
             return Ok(exit_code(status));
         }
         Task::Kubeconfig => out::say!("{}", cluster::open(&root)?.kubeconfig().display()),
-        Task::Image { packages, load } => {
-            let archives = image::run(&root, &packages)?;
+        Task::Image {
+            packages,
+            release,
+            load,
+        } => {
+            let archives = image::run(&root, Profile::of(release), &packages)?;
             if load {
                 cluster::open(&root)?.load_images(&archives)?;
             }

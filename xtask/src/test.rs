@@ -21,6 +21,7 @@ use vm_tests::report::Outcome;
 
 use crate::{
     cluster_tests, codegen,
+    image::Profile,
     out::note,
     setup, step, tidy,
     vmtest::{self, TestResult},
@@ -250,7 +251,7 @@ impl Run<'_> {
         self.turn(Turn::First);
         if !self.options.leaves_out("vm") {
             // Before cargo is busy with the rest. An error is told by the stage, which builds them again.
-            let _binaries = vmtest::build(self.root);
+            let _binaries = vmtest::build(self.root, Profile::Image);
         }
         std::thread::scope(|scope| {
             let compilers = scope.spawn(|| {

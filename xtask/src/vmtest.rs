@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use vm_tests::report::{Event, Outcome, THOROUGH};
 
 use crate::{
+    image::Profile,
     out::{note, say},
     qemu::{Drive, DriveFormat, Machine},
     setup::{
@@ -87,9 +88,9 @@ impl Options {
 /// If the machine could not be made; failed tests are in the exit code.
 pub(crate) fn run(root: &Path, series: Series, options: &Options) -> Result<ExitCode> {
     let binaries = if options.no_build {
-        built(root)
+        built(root, Profile::Image)
     } else {
-        build(root)?
+        build(root, Profile::Image)?
     };
     let run = boot(root, series, &binaries, options)?;
     say!("");

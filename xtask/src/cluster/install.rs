@@ -4,14 +4,52 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Cluster;
-use crate::step;
+use super::{Cluster, Options, down, open, up};
+use crate::{image, out::note, step};
 
 /// How long an image may take to start on a slow node.
 const PATIENCE: &str = "--timeout=300s";
 
 /// What is in `deploy/` and has pods.
 const WORKLOADS: [&str; 2] = ["deployment/chaos-operator", "daemonset/chaos-agent"];
+
+/// `cargo xtask deploy`: installs operator and agents, from this tree, into the cluster that runs.
+///
+/// # Errors
+/// If a binary does not build, or one of them does not become ready.
+pub(crate) fn deploy(root: &Path) -> Result<()> {
+    let cluster = open(root)?;
+    let archives = image::build(root, cluster.options.profile(), &image::ALL)?;
+    cluster.load_images(&archives)?;
+    cluster.install(root)
+}
+
+/// The cluster that runs, or else a new one; and whether it is new. It has operator and agents of this tree.
+/// `meanwhile` is done with a new one while they start.
+///
+/// # Errors
+/// If there is no cluster to be had: none is left then.
+pub(crate) fn with_faultline(
+    root: &Path,
+    options: &Options,
+    meanwhile: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<(Cluster, bool)> {
+    if let Ok(cluster) = open(root) {
+        note!("a cluster runs already: it is used, with the images of this tree");
+        deploy(root)?;
+        return Ok((cluster, false));
+    }
+    let cluster = up(root, options, &image::ALL, |cluster| {
+        cluster.begin_install(root)?;
+        meanwhile(cluster)
+    })?;
+    if let Err(error) = cluster.install(root) {
+        // Else the next run would take what is left for a cluster of the user's.
+        down(root)?;
+        return Err(error);
+    }
+    Ok((cluster, true))
+}
 
 impl Cluster {
     /// Applies `deploy/` without the agents, and waits for nothing: that can be done while nodes start.

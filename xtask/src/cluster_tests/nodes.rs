@@ -2,23 +2,21 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use chaos_api::v1alpha1::RecordPhase;
-use vm_tests::figures::statistics::median;
 
 use super::{
     Test,
-    bench::{Bench, EDGE, NAMESPACE, NODE, document},
+    bench::{Bench, EDGE, NODE, document},
 };
 use crate::{
     lab::{
-        Wanted,
-        chaos::{PATIENCE, all_are, condition},
-        clock, nanos,
+        chaos::{all_are, condition},
+        crowd::{InForce, MANY},
+        nanos,
         samples::Sign,
     },
     out::note,
-    step,
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -34,17 +32,8 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-/// How many pods a node of the reference figures has.
-const MANY: usize = 24;
-
 /// How often all of them are injected.
 const ROUNDS: usize = 3;
-
-/// For how long nobody asks how far it is.
-const UNASKED: Duration = Duration::from_secs(3);
-
-/// How many of them start together.
-const AT_A_TIME: usize = 3;
 
 fn a_fault_between_two_nodes_is_done_on_both(bench: &Bench<'_>) -> Result<()> {
     const LASTS: Duration = Duration::from_secs(10);
@@ -90,81 +79,13 @@ fn a_fault_between_two_nodes_is_done_on_both(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn every_one_of_many_pods_of_a_node_is_injected(bench: &Bench<'_>) -> Result<()> {
-    let names: Vec<String> = (0..MANY).map(|n| format!("crowd-{n}")).collect();
-    let labels = [("app", "crowd")];
-    let pods = names
-        .iter()
-        .map(|name| Wanted::new(name, &labels).on(NODE))
-        .collect::<Vec<_>>();
-    // Few at a time: an emulated node that starts all at once has no time left for anything else, the
-    // operator's probes included.
-    for some in pods.chunks(AT_A_TIME) {
-        bench.lab.create(some)?;
-        let crowd = ["--selector=app=crowd"];
-        let ready = ["wait", "pods", "--for=condition=Ready", "--timeout=300s"];
-        step::output(&mut bench.lab.kubectl(ready.into_iter().chain(crowd)))?;
+    bench.lab.start_crowd(NODE)?;
+    for _ in 0..ROUNDS {
+        // What that is worth is for `cargo xtask bench --only cluster` to say: these binaries are quick to compile.
+        let InForce { first, last } = bench.lab.inject_crowd(MANY)?;
+        note!(
+            "{MANY} pods: the first armed {first:.0} ms after `kubectl apply` returned, the last {last:.0} ms"
+        );
     }
-
-    // What is measured is a node with many pods, not one that starts them.
-    bench.lab.comes_to_rest(NODE)?;
-    let words = [
-        "rollout",
-        "status",
-        "deployment/chaos-operator",
-        "--timeout=180s",
-    ];
-    step::output(bench.lab.cluster().in_namespace().args(words))?;
-    let times: Result<Vec<_>> = (0..ROUNDS).map(|_| inject_crowd(bench)).collect();
-    let (first, last): (Vec<f64>, Vec<f64>) = times?.into_iter().unzip();
-    note!(
-        "{MANY} pods: the first armed {:.0} ms after `kubectl apply` returned, the last {:.0} ms ({last:.0?})",
-        median(&first),
-        median(&last)
-    );
     Ok(())
-}
-
-/// Delays what they send, and ends that. When the first and the last of them was armed, in milliseconds from
-/// `kubectl apply` returning.
-fn inject_crowd(bench: &Bench<'_>) -> Result<(f64, f64)> {
-    let document = format!(
-        "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata:\n  name: crowd\nspec:\n  \
-         mode: all\n  selector:\n    namespaces: [{NAMESPACE}]\n    labelSelectors: {{app: crowd}}\n  \
-         action: delay\n  delay: {{latency: 100ms}}\n"
-    );
-    let applied = bench.lab.apply(&document)?;
-    // Whoever asks takes a CPU that the emulated node would have.
-    std::thread::sleep(UNASKED);
-    let is_done = |status: &_| condition(status, "AllInjected") == Some(true);
-    let status = bench
-        .lab
-        .wait_for(&applied.name, "AllInjected", PATIENCE * 3, is_done)?;
-    let held = bench.lab.held()?;
-    let asked = clock::now();
-    let ours: Vec<_> = held.iter().filter(|one| one.name == "crowd").collect();
-    ensure!(
-        ours.len() == MANY && ours.iter().all(|one| one.phase == "Injected"),
-        "{held:?}"
-    );
-    ensure!(
-        bench.lab.armed()?.len() == MANY,
-        "not one rule for each pod"
-    );
-    ensure!(
-        status.experiment.container_records.len() == MANY,
-        "{status:?}"
-    );
-    // What was asked came a moment before, so this is late rather than early.
-    let late = |ago: u64| {
-        let armed = asked - nanos(Duration::from_millis(ago));
-        (armed.cast_signed() - applied.returned.cast_signed()) as f64 / 1e6
-    };
-    let agos = || ours.iter().map(|one| one.armed_ms_ago);
-    bench.lab.delete(&applied.name)?;
-    let left = bench.lab.held()?;
-    ensure!(left.is_empty(), "{left:?}");
-    let (Some(first), Some(last)) = (agos().max(), agos().min()) else {
-        bail!("nothing was armed");
-    };
-    Ok((late(first), late(last)))
 }

@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     cluster::{self, Cluster},
-    image,
     lab::{
         Lab, Wanted,
         chaos::{self, Applied, Counted, PATIENCE},
@@ -130,23 +129,9 @@ pub(super) struct Prepared {
 /// If a binary does not build, or the cluster does not start.
 pub(super) fn prepare(root: &FilePath) -> Result<Prepared> {
     let started = Instant::now();
-    let cluster = match cluster::open(root) {
-        Ok(cluster) => {
-            note!("a cluster runs already: it is used, with the images of this tree");
-            cluster::deploy(root)?;
-            cluster
-        }
-        Err(_) => {
-            let options = cluster::Options::default();
-            let cluster = cluster::up(root, &options, &image::ALL, |cluster| {
-                cluster.begin_install(root)?;
-                // They start while operator and agents do.
-                Lab::order(cluster, NAMESPACE, &PODS)
-            })?;
-            cluster.install(root)?;
-            cluster
-        }
-    };
+    let (cluster, _) = cluster::with_faultline(root, &cluster::Options::default(), |cluster| {
+        Lab::order(cluster, NAMESPACE, &PODS)
+    })?;
     Ok(Prepared {
         cluster,
         seconds: started.elapsed().as_secs_f64(),

@@ -47,6 +47,7 @@ pub(crate) struct Event {
 
 /// A fault as `chaos-agent faults --json` lists it, as far as it is read here.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct HeldFault {
     /// `<uid of the experiment>/<round>/<selector key>/<record>`
     pub(crate) id: String,
@@ -54,8 +55,10 @@ pub(crate) struct HeldFault {
     pub(crate) record: String,
     pub(crate) phase: String,
     /// Milliseconds since it was armed, as of the agent's answer.
-    #[serde(rename = "armedMsAgo")]
-    pub(crate) armed_ms_ago: u64,
+    armed_ms_ago: u64,
+    /// When it was armed, by this machine's clock: late by what it took to end the command after the answer.
+    #[serde(skip)]
+    pub(crate) armed: u64,
 }
 
 /// What the kernels of all nodes have counted for the experiments of a name, also those that ended.
@@ -300,10 +303,13 @@ impl Lab<'_> {
     pub(crate) fn held(&self) -> Result<Vec<HeldFault>> {
         let mut faults = Vec::new();
         for node in self.cluster().nodes() {
-            let text = self.ask_agent(&node, "faults --json")?;
+            let (text, ended) = self.ask_agent(&node, "faults --json")?;
             let held: Vec<HeldFault> = serde_json::from_str(&text)
                 .with_context(|| format!("failed to understand what {node} holds: {text}"))?;
-            faults.extend(held);
+            faults.extend(held.into_iter().map(|fault| HeldFault {
+                armed: ended - nanos(Duration::from_millis(fault.armed_ms_ago)),
+                ..fault
+            }));
         }
         let here = format!("{}/", self.namespace());
         faults.retain(|fault| fault.record.starts_with(&here));

@@ -113,21 +113,28 @@ impl Lab<'_> {
         share.with_context(|| format!("{file} of {node} says {text:?}"))
     }
 
-    /// What the agent's command prints on a node, started from the agent's own root directory.
+    /// What the agent's command prints on a node, started from the agent's own root directory; and when it ended,
+    /// by this machine's clock.
     ///
     /// # Errors
     /// If no agent runs there, or its command fails.
-    pub(super) fn ask_agent(&self, node: &str, words: &str) -> Result<String> {
+    pub(super) fn ask_agent(&self, node: &str, words: &str) -> Result<(String, u64)> {
         let command = format!(
             "pid=$(pgrep -o -x chaos-agent) || {{ echo no chaos-agent runs >&2; exit 1; }}; \
-             exec \"/proc/$pid/root/chaos-agent\" {words}"
+             \"/proc/$pid/root/chaos-agent\" {words} && echo && date +%s%N"
         );
-        step::output(&mut self.cluster().ssh(node, &[command])?)
-            .with_context(|| format!("failed to ask the agent on {node}"))
+        let text = step::output(&mut self.cluster().ssh(node, &[command])?)
+            .with_context(|| format!("failed to ask the agent on {node}"))?;
+        let (said, ended) = text
+            .trim_end()
+            .rsplit_once('\n')
+            .and_then(|(said, ended)| Some((said.to_owned(), ended.parse().ok()?)))
+            .with_context(|| format!("{node} did not say when its agent had answered: {text}"))?;
+        Ok((said, self.clock_of(node)?.convert(ended)))
     }
 
     fn dump(&self, node: &str, map: &str) -> Result<Vec<Element>> {
-        let text = self.ask_agent(node, &format!("--json maps dump {map} --raw"))?;
+        let (text, _) = self.ask_agent(node, &format!("--json maps dump {map} --raw"))?;
         serde_json::from_str(&text)
             .with_context(|| format!("failed to understand {map} of {node}: {text}"))
     }

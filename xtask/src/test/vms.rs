@@ -10,6 +10,7 @@ use vm_tests::report::Outcome;
 
 use super::{Context, failed, matrix, result};
 use crate::{
+    image::Profile,
     out::note,
     setup::kernels::Series,
     vmtest::{self, Binaries, KernelRun, Options, Share, TestResult},
@@ -40,7 +41,7 @@ const SECOND_TRIES: usize = 5;
 /// # Errors
 /// If the binaries do not build. A kernel that does not boot is a failed test.
 pub(super) fn run(context: &Context<'_>) -> Result<Vec<TestResult>> {
-    let binaries = vmtest::build(context.root)?;
+    let binaries = vmtest::build(context.root, Profile::Image)?;
     let only = (!context.only.is_empty()).then(|| context.only.to_owned());
     let options = Options {
         only,

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use vm_tests::kernels::Kernels;
 
 use crate::{
-    image,
+    image::{self, Profile},
     initramfs::Initramfs,
-    setup::{apt, disk, kernels::Kernel, rust},
+    setup::{apt, disk, kernels::Kernel},
 };
 
 /// The static binaries that go into the VM.
@@ -21,15 +21,15 @@ pub(crate) struct Binaries {
 ///
 /// # Errors
 /// If they do not compile.
-pub(crate) fn build(root: &Path) -> Result<Binaries> {
+pub(crate) fn build(root: &Path, profile: Profile) -> Result<Binaries> {
     apt::ensure()?;
-    image::for_a_machine(root)?;
-    Ok(built(root))
+    let directory = image::for_a_machine(root, profile)?;
+    Ok(Binaries { directory })
 }
 
 /// Where they are once they are built.
-pub(crate) fn built(root: &Path) -> Binaries {
-    let directory = root.join("target").join(rust::STATIC_TARGET).join("image");
+pub(crate) fn built(root: &Path, profile: Profile) -> Binaries {
+    let directory = profile.directory(root);
     Binaries { directory }
 }
 
