@@ -37,7 +37,7 @@ impl Lab<'_> {
     /// # Errors
     /// If a pod does not start, or the operator is not well afterwards.
     pub(crate) fn start_crowd(&self, node: &str) -> Result<()> {
-        let names: Vec<String> = (0..MANY).map(member).collect();
+        let names: Vec<String> = (0..MANY).map(|n| format!("crowd-{n}")).collect();
         let labels = [("app", "crowd")];
         let pods: Vec<Wanted<'_>> = names
             .iter()
@@ -64,12 +64,16 @@ impl Lab<'_> {
     /// # Errors
     /// If not each of them has its fault, or if one is left in the end.
     pub(crate) fn inject_crowd(&self, count: usize) -> Result<InForce> {
-        let names: Vec<String> = (0..count).map(member).collect();
+        let mode = if count == MANY {
+            "mode: all".to_owned()
+        } else {
+            format!("mode: fixed\n  value: \"{count}\"")
+        };
         let document = format!(
             "apiVersion: chaos-mesh.org/v1alpha1\nkind: NetworkChaos\nmetadata:\n  name: crowd\nspec:\n  \
-             mode: all\n  selector:\n    pods: {{{}: [{}]}}\n  action: delay\n  delay: {{latency: 100ms}}\n",
-            self.namespace(),
-            names.join(", ")
+             {mode}\n  selector:\n    namespaces: [{}]\n    labelSelectors: {{app: crowd}}\n  \
+             action: delay\n  delay: {{latency: 100ms}}\n",
+            self.namespace()
         );
         let applied = self.apply(&document)?;
         std::thread::sleep(UNASKED);
@@ -99,8 +103,4 @@ impl Lab<'_> {
             last: late(last),
         })
     }
-}
-
-fn member(number: usize) -> String {
-    format!("crowd-{number}")
 }

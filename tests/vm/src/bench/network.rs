@@ -278,33 +278,17 @@ fn a_delay_is_as_long_as_asked(ms: u64, per_second: u32) -> Result<()> {
     };
     let ratios =
         |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a / b).collect() };
-    let name = format!("delay of {ms} ms: how far the median is off");
-    let a = errors(ours);
-    let (b, c) = in_turns(errors(netem), errors(twin));
-    let figure = ratio(
-        &name,
-        "error / netem's, ms",
-        &ratios(&a, &b),
-        &ratios(&b, &c),
-        1,
-    );
-    let figure = figure
-        .detail("ours", median(&a))
-        .detail("reference", median(&b));
+    let beside_netem = |what: &str, unit: &str, of: &dyn Fn(&[Vec<f64>]) -> Vec<f64>| {
+        let a = of(ours);
+        let (b, c) = in_turns(of(netem), of(twin));
+        let name = format!("delay of {ms} ms: {what}");
+        ratio(&name, unit, &ratios(&a, &b), &ratios(&b, &c), 1)
+            .detail("ours", median(&a))
+            .detail("reference", median(&b))
+    };
+    let figure = beside_netem("how far the median is off", "error / netem's, ms", &errors);
     tell(&figure.aim(Aim::AtMost(1.0)))?;
-    let name = format!("delay of {ms} ms: p99 - p50");
-    let a = spreads(ours);
-    let (b, c) = in_turns(spreads(netem), spreads(twin));
-    let figure = ratio(
-        &name,
-        "spread / netem's, ms",
-        &ratios(&a, &b),
-        &ratios(&b, &c),
-        1,
-    );
-    let figure = figure
-        .detail("ours", median(&a))
-        .detail("reference", median(&b))
+    let figure = beside_netem("p99 - p50", "spread / netem's, ms", &spreads)
         .detail("no delay", median(&spreads(bare)));
     tell(&figure.aim(Aim::AtMost(1.1)))
 }
